@@ -1,0 +1,147 @@
+"""Figures of runs: curves of several arms, the saw-tooth, frozen shares."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+Window = Sequence[Any]  # unit name, first step, step after the last
+
+# Okabe and Ito's colours, told apart by all common kinds of colour vision, strongest first
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#444444")
+DASHES = ("-", "--", ":")
+_GREY = "#8a96a3"
+
+
+def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
+    """Draw accuracy over epochs: mean over seeds as a line, lowest to highest as a band.
+
+    Args:
+        runs: ``{arm: [curve of each seed]}``, curves as in ``result.json``.
+
+    Returns:
+        A figure with test accuracy (hardened) beside training accuracy.
+    """
+    figure = _figure(9.0, 3.9)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in zip(
+        panels, ("acc_hardened", "train_acc"), ("test accuracy, hardened", "train accuracy"), strict=True
+    ):
+        for number, (arm, seeds) in enumerate(runs.items()):
+            epochs, mean, low, high = _over_seeds(seeds, key)
+            color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+            axes.plot(epochs, mean, dash, color=color, label=arm, linewidth=1.8)
+            if len(seeds) > 1:
+                axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        _tidy(axes, title, "epoch", "%" if axes is panels[0] else "")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
+    """Draw training loss, training accuracy and the frozen share of each unit over steps.
+
+    Args:
+        steps: rows of ``metrics_steps.csv``.
+        windows: ``(unit, first step, step after the last)``; their borders are marked.
+
+    Returns:
+        A figure of three panels, two for a run without units.
+    """
+    units = [key for key in (steps[0] if steps else {}) if key not in ("step", "loss", "train_acc")]
+    figure = _figure(9.0, 6.6 if units else 4.4)
+    panels = figure.subplots(3 if units else 2, 1, sharex=True)
+    at = [row["step"] for row in steps]
+    for axes, key, title in zip(panels, ("loss", "train_acc"), ("train loss", "train accuracy %"), strict=False):
+        axes.plot(at, [row[key] for row in steps], color=COLORS[0], linewidth=1.1)
+        _tidy(axes, title, "", "")
+    if units:
+        for number, unit in enumerate(units):
+            # early units dark, late ones light: the order is what matters here, not the single unit
+            shade = number / max(1, len(units) - 1)
+            axes = panels[2]
+            axes.plot(at, [100 * row[unit] for row in steps], color=_blend(shade), linewidth=1.3)
+        ends = f"{units[0]} (dark) … {units[-1]} (light)" if len(units) > 1 else units[0]
+        _tidy(panels[2], f"frozen share %, {ends}", "", "")
+    for axes in panels:
+        for window in windows:
+            axes.axvline(window[1], color=_GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
+    panels[-1].set_xlabel("optimizer step (dashed: a window begins)" if windows else "optimizer step")
+    return figure
+
+
+def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Window]) -> float | None:
+    """Return the median drop of training accuracy in the first tenth of a window, in points.
+
+    The drop is the accuracy recorded last before the window opens minus the lowest one recorded in the window's
+    first tenth (its first record if the tenth holds none).
+
+    Args:
+        steps: rows with ``step`` and ``train_acc``.
+        windows: ``(unit, first step, step after the last)``.
+
+    Returns:
+        The median, ``None`` if no window has records on both sides of its border.
+    """
+    drops = []
+    for _, start, stop in windows:
+        before = [row["train_acc"] for row in steps if row["step"] <= start]
+        inside = [row for row in steps if start < row["step"] <= stop]
+        if not before or not inside:
+            continue
+        early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
+        drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
+    return statistics.median(drops) if drops else None
+
+
+def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
+    """Return a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5)
+    axes.set_xlabel(x, fontsize=9.5)
+    axes.set_ylabel(y, fontsize=9.5)
+    axes.tick_params(labelsize=9, color=_GREY)
+    axes.grid(axis="y", color="#e3e8ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GREY)
+
+
+def _over_seeds(
+    seeds: Sequence[Sequence[Row]], key: str
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    by_epoch: dict[float, list[float]] = {}
+    for curve in seeds:
+        for row in curve:
+            if row.get(key) is not None and not math.isnan(row[key]):
+                by_epoch.setdefault(row["epoch"], []).append(row[key])
+    epochs = sorted(by_epoch)
+    values = [by_epoch[epoch] for epoch in epochs]
+    return epochs, [statistics.fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values]
+
+
+def _blend(share: float) -> tuple[float, float, float]:
+    dark, light = (0.0, 0.18, 0.36), (0.55, 0.80, 0.93)
+    red, green, blue = (a + share * (b - a) for a, b in zip(dark, light, strict=True))
+    return red, green, blue

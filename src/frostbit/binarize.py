@@ -1,0 +1,363 @@
+"""`binarize_`: turn anyone's float model into a binary one, in place, and say what was done."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from frostbit import keep as keep_rules
+from frostbit import nn as fnn
+from frostbit.counting import layer_macs
+from frostbit.errors import UsageError
+from frostbit.graph import Call, Graph, default_example, run_quietly, trace, walk_back
+from frostbit.nn.layers import BinaryLayer, WeightScale
+from frostbit.quantizers import Quantizer, Spec, resolve
+from frostbit.registry import check_choice
+from frostbit.units import find_units, passes_sign, remember
+
+Placement = Literal["input", "activation"]
+
+_BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
+    nn.Linear: fnn.Linear,
+    nn.Conv1d: fnn.Conv1d,
+    nn.Conv2d: fnn.Conv2d,
+    nn.Conv3d: fnn.Conv3d,
+    nn.ConvTranspose1d: fnn.ConvTranspose1d,
+    nn.ConvTranspose2d: fnn.ConvTranspose2d,
+    nn.ConvTranspose3d: fnn.ConvTranspose3d,
+    nn.Embedding: fnn.Embedding,
+    nn.MultiheadAttention: fnn.MultiheadAttention,
+}
+_RELUS = (nn.ReLU, nn.ReLU6)
+_OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
+
+
+@dataclass
+class Report:
+    """What `binarize_` did.
+
+    Attributes:
+        converted: layer name → one phrase.
+        kept: layer name → why it stayed real.
+        activations: activation name → what became of it.
+        binary_macs: share of multiply-accumulates that use binary weights, ``None`` where no batch was seen.
+    """
+
+    converted: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    activations: dict[str, str] = field(default_factory=dict)
+    binary_macs: float | None = None
+
+    def __str__(self) -> str:
+        share = "unknown without example_input" if self.binary_macs is None else f"{self.binary_macs:.1%}"
+        lines = [f"{len(self.converted)} layers binary, {len(self.kept)} kept real; binary MACs: {share}"]
+        for title, rows in (("binary", self.converted), ("kept", self.kept), ("activations", self.activations)):
+            width = max(map(len, rows), default=0)
+            lines += [f"{title}:"] if rows else []
+            lines += [f"  {name:<{width}}  {text}" for name, text in rows.items()]
+        return "\n".join(lines)
+
+
+class PerCall(nn.Module):
+    """One module that was called several times in a forward pass, as one module for each call in turn."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.calls = nn.ModuleList(modules)
+        self.next = 0
+
+    def restart(self, *_: Any) -> None:
+        """Begin with the first again; a pre-hook of the whole model, in case a pass was cut short."""
+        self.next = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the result of the module whose turn it is."""
+        module = self.calls[self.next]
+        self.next = (self.next + 1) % len(self.calls)
+        y: Tensor = module(x)
+        return y
+
+
+def binarize_(
+    model: nn.Module,
+    weight: Spec = "ste_clip",
+    input: Spec = "ste_clip",
+    example_input: Any = None,
+    placement: Placement = "input",
+    keep: keep_rules.Spec = keep_rules.first_last_downsample,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    weight_scale: WeightScale = None,
+    pad_value: float = 0.0,
+    latent_clip: float | None = None,
+    min_binary_macs: float = 0.8,
+) -> Report:
+    """Make the model's layers binary, in place. Parameters keep their names and objects.
+
+    Args:
+        model: a float model: `frostbit.models`, torchvision, timm, transformers, or your own.
+        weight: quantizer of the weights (see `frostbit.quantizers.resolve`), ``None`` for real weights.
+        input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks).
+        example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
+            Needed only where the model has no ``input_shape`` and cannot be traced without.
+        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
+            reads becomes the identity, since the sign of a ReLU's output is +1 always. ``"activation"``: every
+            ReLU becomes a quantizer, the sum of a residual block included.
+        keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs.
+        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
+            "latent_clip": …}}`` for single layers; later entries win.
+        weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
+        pad_value: what convolutions pad their quantized input with: 0, 1 or −1.
+        latent_clip: keep latents in [−c, c] (see `frostbit.clip_latents_`).
+        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any.
+
+    Returns:
+        A report; print it.
+
+    Raises:
+        UsageError: nothing or too little to convert, a name that matches nothing, an input whose sign is constant.
+            The model is then as it was.
+    """
+    check_choice("placement", placement, ["input", "activation"])
+    if weight is None and input is None:
+        raise UsageError("binarize_ has nothing to do: both weight and input are None")
+    if any(isinstance(module, (BinaryLayer, fnn.Binarizer)) for module in model.modules()):
+        raise UsageError(f"{type(model).__name__} is binary already: binarize_ takes a float model")
+    batch = default_example(model) if example_input is None else example_input
+    conversion = _Conversion(model, trace(model, batch), placement)
+    try:
+        conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
+        if input is not None or placement == "activation":
+            conversion.activations(input)
+        conversion.finish(batch, min_binary_macs)
+    except Exception:
+        conversion.undo()
+        raise
+    return conversion.report
+
+
+class _Conversion:
+    """The state of one `binarize_` call: each step can be undone."""
+
+    def __init__(self, model: nn.Module, graph: Graph, placement: Placement) -> None:
+        self.model = model
+        self.graph = graph
+        self.placement = placement
+        self.report = Report()
+        self.undos: list[Callable[[], Any]] = []
+
+    def undo(self) -> None:
+        """Put the model back as it was."""
+        for step in reversed(self.undos):
+            step()
+
+    def candidates(self) -> list[tuple[str, nn.Module]]:
+        """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept``."""
+        found: dict[int, tuple[str, nn.Module]] = {}
+        for call in self.graph.calls:
+            module = call.module
+            if type(module) in _BINARY_CLASS:
+                assert module is not None
+                if id(module) in found:
+                    raise UsageError(
+                        f"layer {call.name!r} is called more than once in a forward pass: "
+                        "a progression cannot freeze it; give each call a layer of its own, or keep it"
+                    )
+                found[id(module)] = (call.name, module)
+            elif isinstance(module, tuple(_BINARY_CLASS)) and not isinstance(module, BinaryLayer):
+                self.report.kept[call.name] = f"{type(module).__name__} is a subclass with a forward of its own"
+        return list(found.values())
+
+    def layers(
+        self,
+        weight: Spec,
+        input: Spec,
+        keep: keep_rules.Spec,
+        overrides: Mapping[str, Mapping[str, Any]],
+        options: tuple[WeightScale, float, float | None],
+    ) -> None:
+        """Convert the weight layers that the keep rule leaves."""
+        ordered = self.candidates()
+        if not ordered:
+            raise UsageError(f"{type(self.model).__name__} has no layer that can become binary")
+        rule = keep_rules.resolve(keep, ordered)
+        names = [name for name, _ in ordered]
+        for pattern, changes in overrides.items():
+            keep_rules.check_matches("overrides", pattern, names)
+            for option in changes:
+                check_choice(f"option in overrides[{pattern!r}]", option, _OVERRIDABLE)
+        shared: dict[int, Quantizer | None] = {}
+        for name, module in ordered:
+            if rule(module, name):
+                self.report.kept[name] = "kept by the keep rule"
+                continue
+            settings = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            own_input = False
+            for pattern, changes in overrides.items():
+                if fnmatch.fnmatchcase(name, pattern):
+                    settings |= changes
+                    own_input = own_input or "input" in changes
+            quantize_input = self.placement == "input" and not isinstance(module, nn.Embedding)
+            in_spec = settings["input"] if quantize_input else None
+            if settings["weight"] is None and in_spec is None:
+                self.report.kept[name] = "kept by overrides: neither weight nor input is binary"
+                continue
+            source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
+            if own_input or not source:
+                quantizer = resolve(in_spec)
+            else:  # layers reading one tensor share its quantizer
+                quantizer = shared.setdefault(source[0], resolve(in_spec))
+            self._convert(module, settings, quantizer)
+            phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
+            self.report.converted[name] = phrase
+        if not self.report.converted:
+            raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+
+    def _convert(self, module: nn.Module, settings: dict[str, Any], quantizer: Quantizer | None) -> None:
+        before, attributes = type(module), set(module.__dict__)
+        children = list(module.named_children())
+        projection = getattr(module, "out_proj", None)
+        projection_class = type(projection)
+
+        def back() -> None:
+            if projection is not None:
+                _strip(projection, projection_class)
+            for extra in set(module._modules) - {name for name, _ in children}:
+                del module._modules[extra]
+            for extra in set(module.__dict__) - attributes:
+                del module.__dict__[extra]
+            module.__class__ = before
+
+        self.undos.append(back)
+        _BINARY_CLASS[before].from_float(
+            module,
+            weight_quantizer=settings["weight"],
+            input_quantizer=quantizer,
+            weight_scale=settings["weight_scale"],
+            pad_value=0.0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else settings["pad_value"],
+            latent_clip=settings["latent_clip"],
+        )
+
+    def activations(self, input: Spec) -> None:
+        """Turn ReLUs into binarizers, or into identities where an input quantizer reads them."""
+        replaced: dict[nn.Module, dict[int, nn.Module]] = {}
+        if self.placement == "activation":
+            for call in self.graph.calls:
+                if isinstance(call.module, _RELUS):
+                    if input is None:
+                        raise UsageError("placement='activation' needs an input quantizer, found input=None")
+                    replaced.setdefault(call.module, {})[call.nth] = fnn.Binarizer(input)
+                    self.report.activations[self._call_name(call)] = f"becomes {_describe(input)}"
+                elif call.module is None and call.name in ("relu", "relu_", "relu6"):
+                    raise UsageError(
+                        f"{type(self.model).__name__} calls {call.name!r} as a function, which cannot be replaced: "
+                        "use an nn.ReLU module, or placement='input'"
+                    )
+            if not replaced:
+                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}")
+        else:
+            for index, name in self._relus_before_quantizers():
+                call = self.graph.calls[index]
+                assert call.module is not None
+                replaced.setdefault(call.module, {})[call.nth] = nn.Identity()
+                self.report.activations[self._call_name(call)] = f"becomes the identity: {name} takes its sign"
+        for module, by_call in replaced.items():
+            self._replace_activation(module, by_call)
+
+    def _call_name(self, call: Call) -> str:
+        assert call.module is not None
+        return call.name if len(self.graph.of(call.module)) == 1 else f"{call.name} (call {call.nth + 1})"
+
+    def _relus_before_quantizers(self) -> list[tuple[int, str]]:
+        found = {}
+        for call in self.graph.calls:
+            layer = call.module
+            if not isinstance(layer, BinaryLayer) or layer.input_quantizer is None or not call.inputs:
+                continue
+            index = walk_back(self.graph, call.inputs[0], passes_sign)
+            source = self.graph.calls[index]
+            if isinstance(source.module, _RELUS):
+                found.setdefault(index, call.name)
+            elif source.module is None and source.name in ("relu", "relu_", "relu6"):
+                raise UsageError(
+                    f"the input of {call.name!r} comes from the function {source.name!r}, so its sign would be +1 "
+                    "always: use an nn.ReLU module there, so that it can become the identity"
+                )
+        return list(found.items())
+
+    def _replace_activation(self, module: nn.Module, by_call: dict[int, nn.Module]) -> None:
+        count = len(self.graph.of(module))
+        new: nn.Module = by_call[0] if count == 1 else PerCall([by_call.get(n, module) for n in range(count)])
+        for path, child in list(self.model.named_modules(remove_duplicate=False)):
+            if child is module:
+                self.undos.append(lambda path=path: self.model.set_submodule(path, module))
+                self.model.set_submodule(path, new)
+        if isinstance(new, PerCall):
+            handle = self.model.register_forward_pre_hook(new.restart)
+            self.undos.append(handle.remove)
+
+    def finish(self, batch: Any, min_binary_macs: float) -> None:
+        """Remember the units, count, and check that no quantizer is constant on the batch."""
+        if batch is None:
+            remember(self.model, find_units(self.model, trace(self.model)))
+            return
+        _refuse_constant_inputs(self.model, batch)
+        graph = trace(self.model, batch)
+        self.undos.append(lambda: self.model.__dict__.pop("_frostbit_units", None))
+        remember(self.model, find_units(self.model, graph))
+        macs = layer_macs(graph)
+        total = sum(count for _, count in macs.values())
+        binary = sum(count for is_binary, count in macs.values() if is_binary)
+        share = binary / total if total else 0.0
+        self.report.binary_macs = share
+        if share < min_binary_macs:
+            rest = max(((count, name) for name, (is_binary, count) in macs.items() if not is_binary), default=(0, "-"))
+            raise UsageError(
+                f"only {share:.1%} of the multiply-accumulates became binary, expected {min_binary_macs:.0%} "
+                f"(largest real layer: {rest[1]}, {rest[0] / total:.1%}): change keep=, or pass min_binary_macs="
+            )
+
+
+def _strip(module: nn.Module, before: type[nn.Module]) -> None:
+    for name in ("weight_quantizer", "input_quantizer"):
+        module._modules.pop(name, None)
+        module.__dict__.pop(name, None)
+    for name in ("weight_scale", "pad_value", "latent_clip"):
+        module.__dict__.pop(name, None)
+    module.__class__ = before
+
+
+def _describe(spec: Spec) -> str:
+    if spec is None or isinstance(spec, str):
+        return spec or "real"
+    if isinstance(spec, Mapping):
+        return str(spec["name"])
+    return type(spec).__name__ if isinstance(spec, Quantizer) else "(F, B)"
+
+
+def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
+    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it."""
+    constant: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (BinaryLayer, fnn.Binarizer)) and module.input_quantizer is not None:
+
+            def look(_: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
+                x = arguments[0]
+                if x.numel() > 1 and bool((x >= 0).all() or (x < 0).all()):
+                    constant.append(name)
+
+            handles.append(module.register_forward_pre_hook(look))
+    try:
+        run_quietly(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if constant:
+        raise UsageError(
+            f"the binarized input of {constant[0]!r} is constant on the example batch, so nothing passes it: "
+            "is it the output of an activation that is never negative?"
+        )

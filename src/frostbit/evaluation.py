@@ -1,0 +1,108 @@
+"""The network as it will ship: fully binary for the time of an evaluation, with statistics that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from frostbit.errors import UsageError
+from frostbit.nn import Binarizer, BinaryLayer
+from frostbit.quantizers import Quantizer
+
+
+@contextmanager
+def hardened(model: nn.Module) -> Iterator[nn.Module]:
+    """Make every quantizer of ``model`` the sign for the time of a ``with`` block, whatever its progress.
+
+    For evaluation only: nothing carries a gradient. Statistics, training mode, masks and random state are not
+    touched; inputs that have no quantizer stay real. The former state is restored even after an exception.
+
+    Args:
+        model: a converted model; a float one is left as it is.
+
+    Yields:
+        The model.
+    """
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    before = [quantizer._hardened for quantizer in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer._hardened = True
+        yield model
+    finally:
+        for quantizer, was in zip(quantizers, before, strict=True):
+            quantizer._hardened = was
+
+
+def is_hard(model: nn.Module) -> bool:
+    """Whether the model's forward is already fully binary, so that `hardened` changes nothing."""
+    return all(quantizer.frozen_share == 1.0 for module in model.modules() for quantizer in _own_quantizers(module))
+
+
+def _own_quantizers(module: nn.Module) -> Iterator[Quantizer]:
+    if isinstance(module, (BinaryLayer, Binarizer)) and module.input_quantizer is not None:
+        yield module.input_quantizer
+    if isinstance(module, BinaryLayer):
+        yield from (quantizer for _, _, quantizer in module.latents())
+
+
+def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Recompute batch-norm statistics on the hardened network, in place.
+
+    While units are soft, batch norm sees other distributions than the binary network has. The new statistics are
+    the plain average over the batches given; dropout and the like stay in evaluation mode, no gradient flows.
+
+    Args:
+        model: the model.
+        batches: inputs, or ``(inputs, labels)`` pairs as a loader yields them. They are taken as they come.
+
+    Returns:
+        The number of batches seen.
+
+    Raises:
+        UsageError: no batch was given.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    count = 0
+    try:
+        model.eval()
+        with torch.no_grad(), hardened(model):
+            for batch in batches:
+                if count == 0:  # not before: without a batch the old statistics must survive
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None  # torch's word for a cumulative average
+                        norm.train()
+                inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+                model(inputs.to(device))
+                count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    if count == 0:
+        raise UsageError("recalibrate_ needs at least one batch, found none")
+    return count
+
+
+def clip_latents_(model: nn.Module) -> None:
+    """Clamp latent weights to ``[−c, c]`` where a layer has ``latent_clip=c``; call it after an optimizer step.
+
+    ``optimizer.register_step_post_hook(lambda *_: clip_latents_(model))`` does so after every step.
+
+    Args:
+        model: a converted model.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, BinaryLayer) and module.latent_clip is not None:
+                for _, parameter, _ in module.latents():
+                    parameter.clamp_(-module.latent_clip, module.latent_clip)

@@ -1,0 +1,193 @@
+"""StoMPP: layerwise progressive freezing by stochastic masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from frostbit.errors import UsageError
+from frostbit.nn import Binarizer, BinaryLayer
+from frostbit.progression.base import Order, Progression
+from frostbit.progression.fields import Field, RefreshRule
+from frostbit.progression.schedules import Schedule
+from frostbit.progression.schedules import resolve as resolve_schedule
+from frostbit.quantizers import Masked, Quantizer, Spec, resolve
+from frostbit.registry import check_choice
+from frostbit.units import Unit
+
+Target = Literal["weight", "input"]
+MaskShape = Literal["element", "channel"]
+
+
+class StoMPP(Progression):
+    """Freezes entries to ±1 one unit after another: ``x' = M ⊙ sign(x) + (1 − M) ⊙ soft(x)``, ``P(M = 1) = p``.
+
+    In a unit's window of T steps the forward of local step j uses ``p((j + 1) / T)``; before it p = 0, after it 1.
+    The unit's input quantizer and its weights share p and have masks of their own. Constructing it puts `Masked`
+    quantizers into the model's layers.
+
+    Args:
+        model: a converted model.
+        total_steps: optimizer steps of the run.
+        schedule: name of p(x) (``cubic``, ``linear``, ``quadratic``, ``cosine``, ``flipped_quadratic``) or a function.
+        order: see `Progression`.
+        refresh: steps in which a mask is drawn anew once on average (soft refresh); ``None`` for never.
+        refresh_rule: ``"uniform"`` keeps the density at p; ``"resample"`` redraws the mask itself and lags.
+        soft: the smooth member, as `frostbit.quantizers.resolve` takes it.
+        ste: surrogate on frozen entries: ``None`` (STE-free), a quantizer for all, or ``{"weight": …, "input": …}``.
+        targets: what is masked. ``("weight",)`` for weights-only networks; a target left out keeps the quantizer
+            that `binarize_` gave it (StoMPP activations with STE weights, or the reverse).
+        mask: activation masks have one entry per feature element, or per ``"channel"`` (needed where the spatial
+            size varies). Samples and tokens share them.
+        soft_hardness: (start, end), raised geometrically inside each window, for smooth members with a hardness.
+        steps_per_unit: see `Progression`.
+        tail: see `Progression`.
+        seed: masks depend on (seed, unit, role, draw) alone, so two orders with one seed see the same draws.
+        drop_frozen: whether fully frozen STE-free units leave the backward pass. ``False`` keeps masks for the whole
+            run and one graph, so that `torch.compile` compiles once.
+
+    Source: Smith & Islam (arXiv 2601.22660); PAPERS A.1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        *,
+        schedule: str | Schedule = "cubic",
+        order: Order = "forward",
+        refresh: float | None = 100,
+        refresh_rule: RefreshRule = "uniform",
+        soft: Spec = "clip",
+        ste: Spec = None,
+        targets: Sequence[Target] = ("weight", "input"),
+        mask: MaskShape = "element",
+        soft_hardness: tuple[float, float] | None = None,
+        steps_per_unit: Sequence[int] | None = None,
+        tail: float = 0,
+        seed: int = 0,
+        drop_frozen: bool = True,
+    ) -> None:
+        super().__init__(
+            model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed
+        )
+        self.schedule = resolve_schedule(schedule)
+        check_choice("refresh_rule", refresh_rule, ["uniform", "resample"])
+        check_choice("mask", mask, ["element", "channel"])
+        if refresh is not None and not refresh >= 1:
+            raise UsageError(f"refresh must be at least 1 step or None, found {refresh}")
+        self.targets = tuple(check_choice("target", target, ["weight", "input"]) for target in targets)
+        if not self.targets:
+            raise UsageError("targets is empty: expected 'weight', 'input' or both")
+        self.refresh, self.refresh_rule, self.mask_shape = refresh, refresh_rule, mask
+        self.soft_hardness = soft_hardness
+        self.drop_frozen = drop_frozen
+        self._fields: dict[tuple[int, str], Field] = {}
+        self._masked: list[dict[str, Masked]] = []
+        masks: dict[int, Masked] = {}
+        for unit in self.units:
+            self._masked.append(dict(self._install(unit, soft, ste, masks)))
+        if not any(self._masked):
+            raise UsageError(f"nothing to freeze: no unit of the model has a quantizer for targets={self.targets}")
+        self._apply_all()
+
+    def _install(
+        self, unit: Unit, soft: Spec, ste: Spec, masks: dict[int, Masked]
+    ) -> Iterator[tuple[str, Masked]]:
+        """Put masked quantizers in the place of the unit's own, and yield them by role."""
+        def masked(target: Target) -> Masked:
+            smooth = resolve(soft)
+            if smooth is None or not smooth.smooth:
+                raise UsageError(f"soft must be a smooth quantizer such as 'clip', found {soft!r}")
+            is_table = isinstance(ste, Mapping) and set(ste) <= {"weight", "input"}
+            surrogate = ste.get(target) if isinstance(ste, Mapping) and is_table else ste
+            return Masked(smooth, resolve(surrogate), self.drop_frozen)
+
+        if "input" in self.targets and unit.input_quantizer is not None:
+            old, new = unit.input_quantizer, masked("input")
+            for module in self.model.modules():
+                if isinstance(module, (BinaryLayer, Binarizer)) and module.input_quantizer is old:
+                    module.input_quantizer = new
+            unit.input_quantizer = new
+            yield "input", new
+        if "weight" in self.targets:
+            for layer in unit.layers:
+                for role, _, old in list(unit.weight_quantizers()):
+                    for owner in layer.modules():
+                        for name, child in list(owner._modules.items()):
+                            if child is old:
+                                owner._modules[name] = masked("weight")
+            for role, _, new_quantizer in unit.weight_quantizers():
+                assert isinstance(new_quantizer, Masked)
+                yield role, new_quantizer
+
+    def _shape(self, unit: Unit, role: str) -> tuple[int, ...]:
+        if role != "input":
+            return next(tuple(parameter.shape) for name, parameter, _ in unit.weight_quantizers() if name == role)
+        features = unit.feature_shape
+        if features is None:
+            raise UsageError(
+                f"the feature shape of unit {unit.name!r} is unknown: call frostbit.units(model, example_input=batch) "
+                "before the progression is made"
+            )
+        return (features[0], *(1,) * (len(features) - 1)) if self.mask_shape == "channel" else features
+
+    def _device(self, unit: Unit) -> torch.device:
+        for _, parameter, _ in unit.weight_quantizers():
+            return parameter.device
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _apply(self, index: int, progress: float) -> None:
+        unit = self.units[index]
+        window = self.windows[index]
+        over = self.steps_taken >= window.stop
+        for role, quantizer in self._masked[index].items():
+            if self.soft_hardness is not None and quantizer.soft.hardness is not None:
+                start, end = self.soft_hardness
+                quantizer.soft.hardness.fill_(start * (end / start) ** progress)
+            if (progress == 0.0 or over) and self.drop_frozen:
+                self._fields.pop((index, role), None)
+                quantizer.mask = None
+                quantizer.stage = "hard" if over else "soft"
+                continue
+            field = self._field(index, role)
+            if over:
+                field.mask.fill_(True)
+            elif progress > 0:
+                field.to(self._device(unit))
+                field.advance(self.schedule(progress))
+            quantizer.mask = field.mask
+            at_end = progress == 1.0 and self.drop_frozen and self.refresh_rule == "uniform"
+            quantizer.stage = "hard" if at_end else "mixed"
+
+    def _field(self, index: int, role: str) -> Field:
+        unit = self.units[index]
+        if (index, role) not in self._fields:
+            key = (self.seed, unit.name, role)
+            self._fields[index, role] = Field(
+                key, self._shape(unit, role), self.refresh, self.refresh_rule, self._device(unit)
+            )
+        return self._fields[index, role]
+
+    def _identity(self) -> dict[str, Any]:
+        return super()._identity() | {
+            "refresh": self.refresh,
+            "refresh_rule": self.refresh_rule,
+            "targets": self.targets,
+            "mask": self.mask_shape,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clock and the fields of the units in transition."""
+        fields = {f"{self.units[i].name}/{role}": field.state_dict() for (i, role), field in self._fields.items()}
+        return super().state_dict() | {"fields": fields}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue bit for bit where ``state`` was saved; see `Progression.load_state_dict`."""
+        self._fields.clear()
+        super().load_state_dict(state)
+        for (index, role), field in self._fields.items():
+            field.load_state_dict(state["fields"][f"{self.units[index].name}/{role}"])

@@ -1,0 +1,200 @@
+"""The quantizer: how a value becomes ±1 and what gradient passes.
+
+A quantizer is a pair of functions of a tensor ``x`` and one scalar hardness ``h``: the forward ``F(x, h)`` and
+the backward factor ``B(x, h)``, so that ``y = F(x, h)`` and ``∂L/∂x = B(x, h) ⊙ ∂L/∂y``. Everything else in this
+package (layers, progressions, plots, the criterion) works from that pair alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+def hard(x: Tensor) -> Tensor:
+    """Return the sign of ``x`` with ``sign(±0) = +1``.
+
+    Args:
+        x: a real tensor of any shape and floating dtype.
+
+    Returns:
+        A tensor like ``x`` with exactly two values, −1 and +1. A NaN stays NaN: it never turns into a sign.
+
+    Raises:
+        TypeError: ``x`` is not of a floating dtype.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"a quantizer needs a floating dtype, found {x.dtype}")
+    x = x.detach()
+    # Three vectorised passes. `where` and a bool intermediate cost several times as much on a CPU, and a
+    # comparison alone would turn NaN into a sign: clamp(-1, -1) is −1 everywhere but keeps NaN.
+    at_least_zero = torch.ge(x, 0, out=torch.empty_like(x))
+    return torch.add(x.clamp(-1, -1), at_least_zero, alpha=2)
+
+
+def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0) -> Tensor:
+    """Return ``grad ⊙ 1{|x| ≤ limit}`` in one pass.
+
+    Args:
+        grad: any shape.
+        x: same shape and dtype as ``grad``.
+        limit: the largest magnitude that passes, inclusive: a latent held at ±limit must stay trainable.
+
+    Returns:
+        The masked gradient.
+    """
+    beyond = limit * (1 + torch.finfo(x.dtype).eps)  # hardtanh's own gradient excludes its ends
+    return torch.ops.aten.hardtanh_backward(grad, x, -beyond, beyond)
+
+
+class Quantizer(nn.Module):
+    """A pair (F, B) with one scalar hardness; subclass it with an ``F``, a ``B`` or both.
+
+    As it stands ``F`` is ``hard`` and ``B`` is 0. A subclass of about ten lines is complete::
+
+        class Cosine(Quantizer):
+            def B(self, x, h):
+                return torch.cos(x.clamp(-1.57, 1.57))
+
+    Args:
+        hardness: how far ``F`` or ``B`` is from its soft end; ``None`` takes the class's default. It is held as a
+            0-dimensional float32 tensor, so that a schedule can change it without recompiling a graph.
+    """
+
+    default_hardness: ClassVar[float | None] = None
+    #: whether F is something else than ``hard`` (then the network is not binary yet)
+    smooth: ClassVar[bool] = False
+    #: whether any gradient passes at all
+    trainable: ClassVar[bool] = True
+
+    def __init__(self, hardness: float | None = None) -> None:
+        super().__init__()
+        if hardness is None:
+            hardness = self.default_hardness
+        elif self.default_hardness is None:
+            raise ValueError(f"{type(self).__name__} has no hardness, found hardness={hardness}")
+        if hardness is not None and not hardness > 0:
+            raise ValueError(f"hardness must be positive, found {hardness}")
+        # A plain attribute, not a buffer: it belongs to a progression, and a float state_dict must load strictly.
+        self.hardness = None if hardness is None else torch.tensor(float(hardness))
+        self.finished = False  # set by a progression at its end: F is `hard` from here on
+        self._hardened = False  # set by `hardened`, for evaluation
+
+    def F(self, x: Tensor, h: Tensor | None) -> Tensor:  # noqa: N802 - the field's name for the forward map
+        """Return the forward value for ``x`` at hardness ``h``."""
+        return hard(x)
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:  # noqa: N802 - the field's name for the backward map
+        """Return the factor that multiplies the gradient, same shape as ``x``."""
+        return torch.zeros_like(x)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether no gradient passes, so that the output carries no autograd history."""
+        return self._hardened or not self.trainable
+
+    @property
+    def frozen_share(self) -> float:
+        """Share of entries that are exactly ±1 whatever the input: 1 for a hard F, 0 for a smooth one."""
+        return 0.0 if self.smooth and not self.finished else 1.0
+
+    def value(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return the forward value in the quantizer's present state.
+
+        Args:
+            x: the tensor to quantize.
+            scale: a factor on hard entries only (per-filter ``mean|w|``), broadcast against ``x``. It takes no
+                part in the gradient: the scaled sign approximates the latent, whose own derivative is 1.
+
+        Returns:
+            A tensor like ``x``.
+        """
+        if self.smooth and not (self.finished or self._hardened):
+            return self.F(x, self.hardness)
+        y = hard(x)
+        return y if scale is None else y * scale
+
+    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return ``∂L/∂x = B(x, h) ⊙ grad``."""
+        return grad * self.B(x, self.hardness)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Return a smaller stand-in ``c`` with ``value(c) = value(x)`` and ``B(c) = B(x)``, kept for backward.
+
+        The default is ``x`` itself. Surrogates that need only a sign and a range answer with one byte an entry.
+        """
+        return x
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
+        if self.blocks or not torch.is_grad_enabled():
+            return self.value(x.detach(), scale)
+        y: Tensor = _Quantize.apply(x, scale, self)
+        return y
+
+    def extra_repr(self) -> str:
+        """Show the hardness, if there is one."""
+        return "" if self.hardness is None else f"hardness={self.hardness.item():.4g}"
+
+
+class _Quantize(torch.autograd.Function):
+    """Autograd's view of one quantizer: saves what B needs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(quantizer.compress(x))
+        return quantizer.value(x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (c,) = ctx.saved_tensors
+        return ctx.quantizer.pull(grad, c.to(grad.dtype)), None, None
+
+
+class _FromPair(Quantizer):
+    """A quantizer made of two plain functions."""
+
+    smooth = True
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor, Tensor | None], Tensor] | None,
+        backward: Callable[[Tensor, Tensor | None], Tensor],
+        hardness: float | None,
+    ) -> None:
+        super().__init__()
+        self.hardness = None if hardness is None else torch.tensor(float(hardness))
+        self._pair = (forward, backward)
+
+    def F(self, x: Tensor, h: Tensor | None) -> Tensor:
+        forward = self._pair[0]
+        return hard(x) if forward is None else forward(x, h)
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        return self._pair[1](x, h)
+
+    @property
+    def frozen_share(self) -> float:
+        return 1.0 if self._pair[0] is None else super().frozen_share
+
+
+def from_pair(
+    forward: Callable[[Tensor, Tensor | None], Tensor] | None,
+    backward: Callable[[Tensor, Tensor | None], Tensor],
+    hardness: float | None = None,
+) -> Quantizer:
+    """Make a quantizer from two functions ``F(x, h)`` and ``B(x, h)``.
+
+    Args:
+        forward: the forward map, or ``None`` for ``hard``.
+        backward: the factor on the gradient.
+        hardness: the initial ``h`` (positive); ``None`` if the functions ignore it.
+
+    Returns:
+        A quantizer that is accepted wherever an alias is.
+    """
+    return _FromPair(forward, backward, hardness)

@@ -1,0 +1,95 @@
+"""The masked quantizer: a stochastic mask decides which entries are already ±1 (StoMPP)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frostbit.quantizers.base import Quantizer, hard
+
+Stage = Literal["soft", "mixed", "hard"]
+
+
+class Masked(Quantizer):
+    """``F = M ⊙ sign(x) + (1 − M) ⊙ F_soft(x)``; the gradient is the soft one's where M = 0.
+
+    Where M = 1 the gradient is 0 (STE-free) or that of the surrogate ``ste``. The mask belongs to a progression,
+    which sets ``mask`` and ``stage``; both are plain attributes, so a ``state_dict`` does not hold them.
+
+    Args:
+        soft: the smooth member for entries that are not frozen.
+        ste: the surrogate for frozen entries; ``None`` for STE-free training.
+        drop_frozen: whether a fully frozen, STE-free quantizer leaves the backward pass (its output then carries
+            no autograd history). ``False`` keeps one graph for a whole run, for compilers.
+
+    Source: Smith & Islam, Layerwise Progressive Freezing (arXiv 2601.22660), the masked forward.
+    """
+
+    smooth = True
+
+    def __init__(self, soft: Quantizer, ste: Quantizer | None = None, drop_frozen: bool = True) -> None:
+        super().__init__()
+        self.soft = soft
+        self.ste = ste
+        self.drop_frozen = drop_frozen
+        self.stage: Stage = "soft"
+        self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
+
+    @property
+    def blocks(self) -> bool:
+        """Whether everything is frozen and nothing passes a gradient there."""
+        return self._hardened or (self.stage == "hard" and self.ste is None and self.drop_frozen)
+
+    @property
+    def frozen_share(self) -> float:
+        """Share of frozen entries: 0 before the unit's window, the mask's density in it, 1 after."""
+        if self.stage == "mixed" and self.mask is not None:
+            return self.mask.float().mean().item()
+        return 1.0 if self.stage == "hard" else 0.0
+
+    def _mask_for(self, x: Tensor) -> Tensor:
+        mask = self.mask
+        if mask is None:
+            raise RuntimeError("a masked quantizer in transition has no mask: its progression has not set one")
+        tail = x.shape[x.dim() - mask.dim() :]
+        if any(m not in (1, n) for m, n in zip(mask.shape, tail, strict=False)) or mask.dim() > x.dim():
+            raise ValueError(
+                f"the mask was drawn for features of shape {tuple(mask.shape)}, found an input of shape "
+                f"{tuple(x.shape)}: for inputs of varying size use mask='channel'"
+            )
+        return mask.to(x.device, x.dtype)
+
+    def value(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return the mixture of hard and soft entries; see `Quantizer.value`."""
+        if self.stage == "hard" or self._hardened:
+            y = hard(x)
+            return y if scale is None else y * scale
+        soft = self.soft.F(x, self.soft.hardness)
+        if self.stage == "soft":
+            return soft
+        # Products with 0 and 1 are exact, so frozen entries are exactly ±1 (a difference hard − soft is not).
+        mask = self._mask_for(x)
+        frozen = hard(x) if scale is None else hard(x) * scale
+        return torch.addcmul(soft * (1 - mask), frozen, mask)
+
+    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of soft entries, and of frozen ones through ``ste`` if there is one."""
+        if self.stage == "hard":
+            return torch.zeros_like(grad) if self.ste is None else self.ste.pull(grad, x)
+        if self.stage == "soft":
+            return self.soft.pull(grad, x)
+        mask = self._mask_for(x)
+        open_part = self.soft.pull(grad * (1 - mask), x)
+        return open_part if self.ste is None else open_part + self.ste.pull(grad * mask, x)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Return what the member in charge needs: see `Quantizer.compress`."""
+        if self.stage == "hard":
+            return hard(x).to(torch.int8) if self.ste is None else self.ste.compress(x)
+        return self.soft.compress(x) if self.stage == "soft" else x
+
+    def extra_repr(self) -> str:
+        """Show the stage and whether frozen entries leave the backward pass."""
+        return f"stage={self.stage!r}, drop_frozen={self.drop_frozen}"

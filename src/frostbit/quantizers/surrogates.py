@@ -1,0 +1,117 @@
+"""Hard forward, chosen backward: sign with a surrogate gradient. One class per surrogate."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from frostbit.quantizers.base import Quantizer, hard, pass_inside
+
+
+def swish_sign_derivative(x: Tensor, mu: Tensor | float) -> Tensor:
+    """Return the derivative of SignSwish, ``μ [2 − μx·tanh(μx/2)] / (1 + cosh μx)``, computed in float32 or wider.
+
+    Args:
+        x: any shape, floating dtype.
+        mu: hardness, positive.
+
+    Returns:
+        A tensor like ``x``; its value at 0 is μ, and it is negative beyond ``|μx| ≈ 2.4``.
+
+    Source: Darabi et al., BNN+ (arXiv 1812.11800); PAPERS: SS'_μ.
+    """
+    z = (_wide(x) * mu).clamp(-30, 30)  # cosh(30) is far below float32's range, and SS' there is below 1e-11·μ
+    return (mu * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Transcendental forms are computed in float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Sign(Quantizer):
+    """``F = sign``, no gradient: the output carries no autograd history."""
+
+    trainable = False
+
+
+class STEIdentity(Quantizer):
+    """``F = sign``, ``B = 1``: the plain straight-through estimator.
+
+    Source: Courbariaux et al., BinaryConnect (arXiv 1511.00363).
+    """
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """Return 1 everywhere."""
+        return torch.ones_like(x)
+
+    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return ``grad`` itself."""
+        return grad
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Return the sign as int8."""
+        return hard(x).to(torch.int8)
+
+
+class STEClip(Quantizer):
+    """``F = sign``, ``B = 1{|x| ≤ 1}``: the straight-through estimator that stops outside [−1, 1].
+
+    Source: Hubara et al., Binarized Neural Networks (arXiv 1602.02830).
+    """
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """Return 1 for ``|x| ≤ 1``, else 0."""
+        return pass_inside(torch.ones_like(x), x)
+
+    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return ``grad`` where ``|x| ≤ 1``."""
+        return pass_inside(grad, x)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Return ±1 for entries inside [−1, 1] and ±3 outside, as int8."""
+        sign = hard(x)
+        return sign.mul(3).sub_(pass_inside(sign, x), alpha=2).to(torch.int8)
+
+
+class ApproxSign(Quantizer):
+    """``F = sign``, ``B = max(0, 2 − 2|x|)``: derivative of a piecewise quadratic approximation of sign.
+
+    Source: Liu et al., Bi-Real Net (arXiv 1808.00278).
+    """
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """Return ``max(0, 2 − 2|x|)``."""
+        return (2 - 2 * x.abs()).clamp_min(0)
+
+
+class SwishSign(Quantizer):
+    """``F = sign``, ``B = SS'_μ``: BNN+, sign with the derivative of SignSwish. Hardness is μ, 5 by default.
+
+    Source: Darabi et al., BNN+ (arXiv 1812.11800).
+    """
+
+    default_hardness: ClassVar[float | None] = 5.0
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """Return ``SS'_μ(x)``."""
+        assert h is not None
+        return swish_sign_derivative(x, h)
+
+
+class EDE(Quantizer):
+    """``F = sign``, ``B = k·t·(1 − tanh²(t·x))`` with ``k = max(1/t, 1)``: the error decay estimator.
+
+    Hardness is t, 1 by default; the authors raise it log-linearly from 1e-3 to 1e1 (`Anneal(start=1e-3, end=10)`).
+    Source: Qin et al., IR-Net (arXiv 1909.10788).
+    """
+
+    default_hardness: ClassVar[float | None] = 1.0
+
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """Return ``k·t·(1 − tanh²(t·x))``."""
+        assert h is not None
+        slope = h * torch.clamp_min(1 / h, 1)
+        return (slope * (1 - torch.tanh(_wide(x) * h).square())).to(x.dtype)
