@@ -7,6 +7,8 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from frostbit.errors import UsageError
+
 T = TypeVar("T")
 
 
@@ -37,11 +39,11 @@ def check_choice(what: str, name: str, known: Iterable[str]) -> str:
         ``name`` itself.
 
     Raises:
-        ValueError: ``name`` is not among ``known``; the message holds the nearest valid name.
+        UsageError: ``name`` is not among ``known``; the message holds the nearest valid name.
     """
     known = list(known)
     if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: {nearest(str(name), known)}")
+        raise UsageError(f"unknown {what} {name!r}: {nearest(str(name), known)}")
     return name
 
 
@@ -87,7 +89,7 @@ class Registry(Generic[T]):
             The factory.
 
         Raises:
-            ValueError: unknown name; the message holds the nearest valid one.
+            UsageError: unknown name; the message holds the nearest valid one.
         """
         return self._entries[check_choice(self.kind, name, self._entries)]
 

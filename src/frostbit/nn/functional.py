@@ -159,15 +159,15 @@ class _QuantizedMap(torch.autograd.Function):
         needs_x, needs_w = ctx.needs_input_grad[:2]
         ctx.plan = (op, input_quantizer, weight_quantizer, dtype)
         ctx.x_like = (x.shape, x.dtype)
+        xq = _quantize(input_quantizer, x)
         kept: Tensor | None = None
         if input_quantizer is not None and (needs_x or needs_w):
-            kept = input_quantizer.compress(x)
+            kept = input_quantizer.compress(x, xq)
         elif needs_w:
             kept = x
         ctx.save_for_backward(kept, weight, scale)
-        xq = _quantize(input_quantizer, x).to(dtype)
         wq = _quantize(weight_quantizer, weight, scale).to(dtype)
-        return op(xq, wq, None if bias is None else bias.to(dtype))
+        return op(xq.to(dtype), wq, None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -175,10 +175,12 @@ class _QuantizedMap(torch.autograd.Function):
         op, input_quantizer, weight_quantizer, dtype = ctx.plan
         shape, x_dtype = ctx.x_like
         needs = tuple(ctx.needs_input_grad[:3])
-        # With a real input and no weight gradient only the input's shape is asked for.
-        x = grad.new_empty(1, dtype=x_dtype).expand(shape) if kept is None else kept.to(x_dtype)
-        xq = _quantize(input_quantizer, x).to(dtype) if needs[1] else x.to(dtype)
-        wq = _quantize(weight_quantizer, weight, scale).to(dtype)
+        if kept is None:  # only the input's shape is asked for
+            x = xq = grad.new_empty(1).expand(shape)
+        else:
+            x, xq = (kept, kept) if input_quantizer is None else input_quantizer.expand(kept, x_dtype)
+        wq = _quantize(weight_quantizer, weight, scale)
+        xq, wq = xq.to(dtype), wq.to(dtype)
         grad_x, grad_w, grad_bias = op.backward(grad, xq, wq, needs)
         if grad_x is not None:
             grad_x = grad_x.to(x_dtype)

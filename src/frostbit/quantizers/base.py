@@ -32,7 +32,7 @@ def hard(x: Tensor) -> Tensor:
     # Three vectorised passes. `where` and a bool intermediate cost several times as much on a CPU, and a
     # comparison alone would turn NaN into a sign: clamp(-1, -1) is −1 everywhere but keeps NaN.
     at_least_zero = torch.ge(x, 0, out=torch.empty_like(x))
-    return torch.add(x.clamp(-1, -1), at_least_zero, alpha=2)
+    return x.clamp(-1, -1).add_(at_least_zero, alpha=2)
 
 
 def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0) -> Tensor:
@@ -121,12 +121,25 @@ class Quantizer(nn.Module):
         """Return ``∂L/∂x = B(x, h) ⊙ grad``."""
         return grad * self.B(x, self.hardness)
 
-    def compress(self, x: Tensor) -> Tensor:
+    def compress(self, x: Tensor, value: Tensor) -> Tensor:
         """Return a smaller stand-in ``c`` with ``value(c) = value(x)`` and ``B(c) = B(x)``, kept for backward.
 
-        The default is ``x`` itself. Surrogates that need only a sign and a range answer with one byte an entry.
+        The default is ``x`` itself. Surrogates that need only a sign and a range answer with int8, one byte an
+        entry, and never 0: `expand` relies on it.
+
+        Args:
+            x: the tensor that was quantized.
+            value: its ``value(x)``, without scale.
+
+        Returns:
+            ``x``, or an int8 tensor of its shape.
         """
         return x
+
+    def expand(self, c: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return ``(x', value(x'))`` for what `compress` gave, in ``dtype``; x' stands for x in `pull`."""
+        x = c.to(dtype)
+        return x, (c.clamp(-1, 1).to(dtype) if c.dtype == torch.int8 else self.value(x))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
@@ -146,8 +159,9 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
         ctx.quantizer = quantizer
-        ctx.save_for_backward(quantizer.compress(x))
-        return quantizer.value(x, scale)
+        value = quantizer.value(x)
+        ctx.save_for_backward(quantizer.compress(x, value))
+        return value if scale is None else quantizer.value(x, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -84,11 +84,11 @@ class Masked(Quantizer):
         open_part = self.soft.pull(grad * (1 - mask), x)
         return open_part if self.ste is None else open_part + self.ste.pull(grad * mask, x)
 
-    def compress(self, x: Tensor) -> Tensor:
+    def compress(self, x: Tensor, value: Tensor) -> Tensor:
         """Return what the member in charge needs: see `Quantizer.compress`."""
         if self.stage == "hard":
-            return hard(x).to(torch.int8) if self.ste is None else self.ste.compress(x)
-        return self.soft.compress(x) if self.stage == "soft" else x
+            return value.to(torch.int8) if self.ste is None else self.ste.compress(x, value)
+        return self.soft.compress(x, value) if self.stage == "soft" else x
 
     def extra_repr(self) -> str:
         """Show the stage and whether frozen entries leave the backward pass."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from frostbit.quantizers.base import Quantizer, hard, pass_inside
+from frostbit.quantizers.base import Quantizer, pass_inside
 
 
 def swish_sign_derivative(x: Tensor, mu: Tensor | float) -> Tensor:
@@ -51,9 +51,9 @@ class STEIdentity(Quantizer):
         """Return ``grad`` itself."""
         return grad
 
-    def compress(self, x: Tensor) -> Tensor:
+    def compress(self, x: Tensor, value: Tensor) -> Tensor:
         """Return the sign as int8."""
-        return hard(x).to(torch.int8)
+        return value.to(torch.int8)
 
 
 class STEClip(Quantizer):
@@ -70,10 +70,10 @@ class STEClip(Quantizer):
         """Return ``grad`` where ``|x| ≤ 1``."""
         return pass_inside(grad, x)
 
-    def compress(self, x: Tensor) -> Tensor:
-        """Return ±1 for entries inside [−1, 1] and ±3 outside, as int8."""
-        sign = hard(x)
-        return sign.mul(3).sub_(pass_inside(sign, x), alpha=2).to(torch.int8)
+    def compress(self, x: Tensor, value: Tensor) -> Tensor:
+        """Return ±1 for entries inside [−1, 1] and ±2 outside, as int8."""
+        doubled_inside = pass_inside(value, x).add_(value).to(torch.int8)
+        return doubled_inside.clamp(-1, 1).mul_(3).sub_(doubled_inside)
 
 
 class ApproxSign(Quantizer):

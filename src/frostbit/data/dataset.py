@@ -1,0 +1,144 @@
+"""From a data set's name to decoded splits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frostbit.data.decode import decode, stack
+from frostbit.data.sources import SOURCES
+from frostbit.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``, C = 1 (grey) or 3 (RGB).
+        labels: int64 ``[N]`` in ``[0, number of classes)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory.
+
+    Args:
+        name: what it was loaded as.
+        train: the training images that are used.
+        test: the test images that are used.
+        val: validation images split off the training images, or ``None``.
+        classes: names of the classes; the label is the position.
+        mean: per-channel mean of the images in ``train``, in units of 0..1.
+        std: per-channel standard deviation of the images in ``train``, in units of 0..1, at least 1/255.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    val: Split | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of every image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def load(
+    name: str = "digits",
+    path: str | Path | None = None,
+    size: int | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Load a labelled image data set into memory.
+
+    Args:
+        name: ``"digits"`` (scikit-learn's 8x8 digits, no download), ``"cifar10"``, ``"cifar100"`` (from the
+            hub, or from ``path``) or ``"folder"`` (from ``path``).
+        path: a folder with ``train*.parquet`` and ``test*.parquet``, or with class folders
+            ``train/<class>/*.png|jpg`` and ``test/<class>/…``. Where there is no ``test``, ``validation`` or
+            ``val`` is the test split.
+        size: resize every image to ``size x size``, >= 1, whatever its aspect ratio: a box filter when both
+            sides shrink (exact area means where ``size`` divides them), else bilinear.
+        limit_train: use that many training images, >= 1: the first of a permutation drawn from ``seed``, so
+            that smaller limits are subsets of larger ones. Validation images are taken from among them.
+        limit_test: the same for the test images.
+        val_fraction: share of the used training images that becomes ``val``, in ``[0, 1)``.
+        seed: of the choice of images for the limits and the validation split. It belongs to the data, not to
+            the run: leave it alone, and runs with different seeds use the same images.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: unknown name.
+        UsageError: a value out of range; a folder, file, column, label or image that cannot be used; or a
+            package that is not installed.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"size must be >= 1, found {size}")
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"val_fraction must be in [0, 1), found {val_fraction}")
+    read = SOURCES.get(name)
+    try:
+        source = read(None if path is None else Path(path).expanduser())
+        train_rows = _choose("limit_train", limit_train, len(source.train.labels), seed)
+        test_rows = _choose("limit_test", limit_test, len(source.test.labels), seed)
+        n_val = max(1, round(val_fraction * len(train_rows))) if val_fraction else 0
+        if n_val >= len(train_rows):
+            raise UsageError(
+                f"val_fraction {val_fraction} leaves none of {len(train_rows)} images to train on"
+            )
+        val_rows, train_rows = train_rows[:n_val], train_rows[n_val:]
+        # rows are read in stored order, whatever order they were chosen in
+        rows = [sorted(chosen) for chosen in (train_rows, val_rows, test_rows)]
+        raw = [source.train, source.train, source.test]
+        images = stack([decode(split, chosen, size) for split, chosen in zip(raw, rows, strict=True)])
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"data set {name!r} needs the package {error.name!r}: run pip install 'frostbit[data]'"
+        ) from error
+    train, val, test = (
+        Split(pixels, split.labels[chosen]) for pixels, split, chosen in zip(images, raw, rows, strict=True)
+    )
+    mean, std = _channel_statistics(train.images)
+    return Dataset(name, train, test, val if n_val else None, source.classes, mean, std)
+
+
+def _choose(option: str, limit: int | None, available: int, seed: int) -> Sequence[int]:
+    """Return the first ``limit`` of a permutation of ``available`` rows."""
+    if limit is not None and not 1 <= limit <= available:
+        raise UsageError(f"{option} must be in [1, {available}], the number of images, found {limit}")
+    order: list[int] = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order[:limit]
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, in units of 0..1, exact through byte histograms."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        mean = share.dot(values)
+        means.append(mean.item())
+        # a constant channel would divide by zero
+        stds.append(max(share.dot((values - mean).square()).sqrt().item(), 1 / 255))
+    return tuple(means), tuple(stds)

@@ -1,0 +1,158 @@
+"""Batches from images that live on the device as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from frostbit.data.augment import Augment
+from frostbit.data.dataset import Split
+from frostbit.errors import UsageError
+
+
+class Loader:
+    """Iterate over a split in normalized, augmented batches ``(images, labels)``.
+
+    Everything random is a function of ``(seed, epoch, batch index)``: no random state has to be saved, and a
+    resumed run sees the batches that the uninterrupted one would have seen.
+
+    With ``world_size`` processes ``batch_size`` is the global batch. Each rank yields its contiguous rows of
+    every global batch, augmented with the choices drawn for the whole of it, so the ranks' rows put together
+    are the one-process batch. A shuffled loader then drops the last ragged batch and needs ``batch_size`` to
+    be a multiple of ``world_size``, so all shards are equal. One that is not shuffled (evaluation) yields
+    every image exactly once; all ranks have equally many batches, which may differ in size and be empty.
+
+    The epoch is read when the first batch is drawn, not when the iterator is made.
+
+    Args:
+        split: images uint8 ``[N, C, H, W]`` and labels int64 ``[N]``; moved to ``device`` once.
+        batch_size: images per global batch, >= 1.
+        shuffle: a new order in each epoch.
+        augment: what is done to each batch, ``None`` for nothing.
+        mean: per channel, in units of 0..1.
+        std: per channel, in units of 0..1, > 0.
+        seed: of order and augmentation, any integer.
+        device: where images live and batches are made.
+        dtype: floating dtype of the batches; normalization computes in float32 at least.
+        drop_last: leave out the last batch if it is ragged.
+        rank: this process, in ``[0, world_size)``.
+        world_size: number of processes, >= 1.
+
+    Raises:
+        UsageError: a value out of its range, or no full batch to yield.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Augment | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        channels = split.images.shape[1]
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be >= 1, found {batch_size}")
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise UsageError(f"rank must be in [0, world_size), found rank {rank} of {world_size}")
+        if shuffle and batch_size % world_size:
+            raise UsageError(
+                f"batch_size {batch_size} is the global batch and must divide by {world_size} ranks"
+            )
+        if len(mean) != channels or len(std) != channels:
+            raise UsageError(
+                f"mean and std must have one value for each of {channels} channels, "
+                f"found {len(mean)} and {len(std)}"
+            )
+        if not dtype.is_floating_point:
+            raise UsageError(f"dtype must be a floating point type, found {dtype}")
+        drop_last = drop_last or (shuffle and world_size > 1)
+        if drop_last and len(split) < batch_size:
+            raise UsageError(f"batch_size {batch_size} is larger than the {len(split)} images of the split")
+
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self.dtype = dtype
+        self.rank = rank
+        self.world_size = world_size
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self._total = len(split) // batch_size * batch_size if drop_last else len(split)
+        self._first_batch = 0
+        # (x / 255 - mean) / std as one multiplication and one addition
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+        self._scale = (1 / (255 * std_)).to(device, work)
+        self._shift = (-mean_ / std_).to(device, work)
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of one epoch, equal on all ranks."""
+        return -(-self._total // self.batch_size)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields.
+
+        Args:
+            epoch: >= 0.
+            first_batch: where the next iteration begins, to resume in the middle of an epoch; those after it
+                begin at 0 again, and ``len`` stays the full epoch's.
+        """
+        self.epoch = epoch
+        self._first_batch = first_batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device."""
+        epoch, first = self.epoch, self._first_batch
+        self._first_batch = 0
+        for index in range(first, len(self)):
+            yield self.batch(epoch, index)
+
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return one batch of one epoch, whatever was drawn before.
+
+        Args:
+            epoch: >= 0.
+            index: in ``[0, len(self))``.
+
+        Returns:
+            Images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device.
+        """
+        start = index * self.batch_size
+        size = min(self.batch_size, self._total - start)
+        rows = slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
+        chosen: slice | Tensor = slice(start + rows.start, start + rows.stop)
+        if self.shuffle:
+            chosen = self._permutation(epoch)[chosen]
+        images = torch.addcmul(self._shift, self.images[chosen].to(self._scale.dtype), self._scale)
+        if self.augment is not None:
+            generator = _generator("augment", self.seed, epoch, index)
+            images = self.augment.apply(images, generator, size, rows)
+        return images.to(self.dtype), self.labels[chosen]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        """Return this epoch's order on the device, drawn once per epoch."""
+        if self._order is None or self._order[0] != epoch:
+            order = torch.randperm(len(self.images), generator=_generator("order", self.seed, epoch))
+            self._order = (epoch, order.to(self.images.device))
+        return self._order[1]
+
+
+def _generator(*key: str | int) -> torch.Generator:
+    """Return a CPU generator for a key, hashed because torch's CPU generator heeds only 32 bits of a seed."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -1,0 +1,186 @@
+"""Where images come from: a table from data set names to functions that find them.
+
+A source decodes nothing: it returns labels, and a way to open each image, so that only the rows in use are
+decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from frostbit.errors import UsageError
+from frostbit.registry import Registry
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+
+@dataclass(frozen=True, eq=False)
+class RawSplit:
+    """Images that are still encoded, and their labels.
+
+    Args:
+        open: returns the image of a row, as PIL opens it.
+        labels: int64 ``[N]``.
+        where: names a row's place for a message, e.g. ``"train.parquet, row 17"``.
+    """
+
+    open: Callable[[int], PILImage]
+    labels: Tensor
+    where: Callable[[int], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set before decoding.
+
+    Args:
+        train: training images.
+        test: test images.
+        classes: names of the classes; every label is a position in it.
+    """
+
+    train: RawSplit
+    test: RawSplit
+    classes: tuple[str, ...]
+
+
+SOURCES: Registry[Source] = Registry("data set")
+"""Functions ``(path: Path | None) -> Source`` by name."""
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def list_sources(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the data sets that match a glob.
+
+    Args:
+        pattern: a shell-style pattern such as ``"cifar*"``.
+
+    Returns:
+        The names that :func:`frostbit.data.load` accepts.
+    """
+    return SOURCES.list(pattern)
+
+
+@SOURCES.register("digits")
+def digits(path: Path | None = None) -> Source:
+    """Return scikit-learn's handwritten digits, 8x8 grey: 1437 to train, 360 to test, the same at every call.
+
+    Args:
+        path: must be ``None``; the images come with scikit-learn.
+
+    Returns:
+        The source; the 17 grey levels are scaled to 0..255.
+
+    Raises:
+        UsageError: a path was given.
+    """
+    if path is not None:
+        raise UsageError(f"data set 'digits' comes with scikit-learn and takes no path, found {path}")
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it ships no type information
+    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]  # the same
+
+    table = load_digits()
+    pixels = np.rint(table.images * (255 / 16)).astype(np.uint8)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        pixels, table.target, test_size=360, stratify=table.target, random_state=0
+    )
+
+    def split(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawSplit:
+        return RawSplit(
+            lambda row: Image.fromarray(images[row]),
+            torch.from_numpy(labels).long(),
+            lambda row: f"digit {row}",
+        )
+
+    classes = tuple(str(digit) for digit in range(10))
+    return Source(split(train_images, train_labels), split(test_images, test_labels), classes)
+
+
+@SOURCES.register("cifar10")
+def cifar10(path: Path | None = None) -> Source:
+    """Return CIFAR-10, 32x32 RGB, from the Hugging Face hub or from a folder.
+
+    Args:
+        path: a folder as for :func:`folder`; ``None`` loads ``uoft-cs/cifar10`` into the hub's own cache.
+
+    Returns:
+        The source.
+
+    Raises:
+        UsageError: the hub cannot be reached, or the folder is not such a data set.
+    """
+    return _hub("uoft-cs/cifar10") if path is None else _from_folder(path, CIFAR10_CLASSES)
+
+
+@SOURCES.register("cifar100")
+def cifar100(path: Path | None = None) -> Source:
+    """Return CIFAR-100 with its fine labels, 32x32 RGB, from the Hugging Face hub or from a folder.
+
+    Args:
+        path: a folder as for :func:`folder`; ``None`` loads ``uoft-cs/cifar100`` into the hub's own cache.
+
+    Returns:
+        The source.
+
+    Raises:
+        UsageError: the hub cannot be reached, or the folder is not such a data set.
+    """
+    return _hub("uoft-cs/cifar100") if path is None else _from_folder(path, tuple(map(str, range(100))))
+
+
+@SOURCES.register("folder")
+def folder(path: Path | None = None) -> Source:
+    """Return the images of a folder of parquet files or of class folders.
+
+    Args:
+        path: the folder, laid out as :func:`frostbit.data.load` says.
+
+    Returns:
+        The source. Class names are the parquet's own or the class folders'; else the label's number.
+
+    Raises:
+        UsageError: no path, no such folder, or it is not such a data set.
+    """
+    if path is None:
+        raise UsageError("data set 'folder' needs a path")
+    return _from_folder(path, None)
+
+
+def _from_folder(path: Path, classes: tuple[str, ...] | None) -> Source:
+    from frostbit.data import files
+
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise UsageError(f"expected a folder of images at {path}, found {found}")
+    return files.read_folder(path, classes)
+
+
+def _hub(name: str) -> Source:
+    from datasets import load_dataset  # type: ignore[import-untyped]  # it ships no type information
+
+    from frostbit.data import files
+
+    try:
+        tables = load_dataset(name)
+    except Exception as error:  # the hub's client raises a dozen unrelated types for "not reachable"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead"
+        ) from error
+    parts = {}
+    for split in ("train", "test"):
+        features = tables[split].features
+        names = {column: tuple(kind.names) for column, kind in features.items() if hasattr(kind, "names")}
+        parts[split] = [files.Part(f"{name}, {split}", tables[split].with_format("arrow")[:], names)]
+    return files.read_tables(parts, None)

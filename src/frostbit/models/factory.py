@@ -1,0 +1,73 @@
+"""From a name and keyword arguments to a model, with wrong names and values answered in one sentence."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from frostbit.errors import UsageError
+from frostbit.registry import Registry, nearest
+
+MODELS: Registry[nn.Module] = Registry("model")
+
+
+def create(name: str, **kwargs: Any) -> nn.Module:
+    """Build a float model.
+
+    Args:
+        name: one of :func:`list_models`, e.g. ``"resnet18"``.
+        **kwargs: the model's own arguments; the image models share ``num_classes``, ``input_size``,
+            ``in_channels`` and ``init`` (see :mod:`frostbit.models.resnet`, :mod:`frostbit.models.mlp`).
+
+    Returns:
+        A freshly initialized model in training mode. Its attribute ``input_shape`` is ``(C, H, W)``, the
+        shape of one input that it was built for.
+
+    Raises:
+        ValueError: unknown model name.
+        UsageError: unknown argument, or a value that the model cannot have.
+    """
+    factory = MODELS.get(name)
+    known = inspect.signature(factory).parameters
+    for argument in kwargs:
+        if argument not in known:
+            raise UsageError(f"model {name!r} has no argument {argument!r}: {nearest(argument, known)}")
+    return factory(**kwargs)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the models that match a glob.
+
+    Args:
+        pattern: a shell-style pattern such as ``"resnet*"``.
+
+    Returns:
+        The names that :func:`create` accepts.
+    """
+    return MODELS.list(pattern)
+
+
+def check_at_least(model: str, argument: str, value: object, least: int, why: str = "") -> int:
+    """Return ``value`` if it is a whole number not below ``least``.
+
+    Args:
+        model: the model's name, for the message.
+        argument: the argument's name, for the message.
+        value: what the user gave.
+        least: the smallest legal value.
+        why: a reason to put behind the bound, if it is not obvious.
+
+    Returns:
+        ``value`` itself.
+
+    Raises:
+        UsageError: ``value`` is no integer or too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        reason = f" ({why})" if why else ""
+        raise UsageError(
+            f"model {model!r} needs {argument} to be an integer >= {least}{reason}, found {value!r}"
+        )
+    return value
