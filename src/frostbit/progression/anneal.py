@@ -13,17 +13,25 @@ from frostbit.progression.base import Order, Progression
 from frostbit.quantizers import Quantizer
 from frostbit.registry import check_choice
 
-SHAPES: dict[str, Callable[[float, float, float], float]] = {
-    "geometric": lambda start, end, x: start * (end / start) ** x,
-    "linear": lambda start, end, x: start + (end - start) * x,
-    "sigmoid": lambda start, end, x: start + (end - start) * _logistic(x),
-}
+def geometric(start: float, end: float, x: float) -> float:
+    """Return ``start · (end / start)^x``."""
+    return start * float((end / start) ** x)
 
 
-def _logistic(x: float) -> float:
-    """An S-curve from 0 to 1 over [0, 1]: the logistic function on ±6, with its ends moved to 0 and 1."""
+def linear(start: float, end: float, x: float) -> float:
+    """Return ``start + (end − start) · x``."""
+    return start + (end - start) * x
+
+
+def sigmoid(start: float, end: float, x: float) -> float:
+    """Return an S-curve from start to end: the logistic function on ±6, with its ends moved to 0 and 1."""
     low, high = 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))
-    return (1 / (1 + math.exp(6 - 12 * x)) - low) / (high - low)
+    return linear(start, end, (1 / (1 + math.exp(6 - 12 * x)) - low) / (high - low))
+
+
+SHAPES: dict[str, Callable[[float, float, float], float]] = {
+    shape.__name__: shape for shape in (geometric, linear, sigmoid)
+}
 
 
 class Anneal(Progression):

@@ -9,12 +9,34 @@ from frostbit.registry import check_choice
 
 Schedule = Callable[[float], float]
 
+def cubic(x: float) -> float:
+    """Return ``x³``, the paper's schedule."""
+    return x**3
+
+
+def linear(x: float) -> float:
+    """Return ``x``."""
+    return x
+
+
+def quadratic(x: float) -> float:
+    """Return ``x²``."""
+    return x**2
+
+
+def cosine(x: float) -> float:
+    """Return ``(1 − cos πx) / 2``."""
+    return (1 - math.cos(math.pi * x)) / 2
+
+
+def flipped_quadratic(x: float) -> float:
+    """Return ``1 − (1 − x)²``."""
+    return 1 - (1 - x) ** 2
+
+
+# named functions, not lambdas: a progression can be pickled
 SCHEDULES: dict[str, Schedule] = {
-    "cubic": lambda x: x**3,
-    "linear": lambda x: x,
-    "quadratic": lambda x: x**2,
-    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
-    "flipped_quadratic": lambda x: 1 - (1 - x) ** 2,
+    schedule.__name__: schedule for schedule in (cubic, linear, quadratic, cosine, flipped_quadratic)
 }
 
 

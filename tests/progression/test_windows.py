@@ -1,0 +1,181 @@
+"""Windows, orders and the clock."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import frostbit as fb
+from frostbit.progression.anneal import SHAPES
+from frostbit.progression.schedules import SCHEDULES, resolve
+
+
+def network(layers: int = 3, **binary: object) -> nn.Sequential:
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = [nn.Linear(6, 8)]
+    for _ in range(layers):
+        blocks += [nn.ReLU(), nn.Linear(8, 8, bias=False)]
+    model = nn.Sequential(*blocks, nn.ReLU(), nn.Linear(8, 3))
+    model.input_shape = (6,)
+    fb.binarize_(model, min_binary_macs=0, **binary)
+    return model
+
+
+def spans(progression: fb.Progression) -> list[tuple[int, int]]:
+    return [(w.start, w.stop) for w in progression.windows]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [(0, 4), (4, 8), (8, 12)]),
+        ({"order": "reverse"}, [(8, 12), (4, 8), (0, 4)]),
+        ({"order": "global"}, [(0, 12)] * 3),
+        ({"order": [2, 0, 1]}, [(4, 8), (8, 12), (0, 4)]),
+        ({"order": ["6", "2", "4"]}, [(4, 8), (8, 12), (0, 4)]),
+        ({"steps_per_unit": [1, 2, 3]}, [(0, 1), (1, 3), (3, 6)]),
+        ({"tail": 3}, [(0, 3), (3, 6), (6, 9)]),
+        ({"tail": 0.25}, [(0, 3), (3, 6), (6, 9)]),
+        ({"order": "global", "tail": 2}, [(0, 10)] * 3),
+    ],
+)
+def test_windows_follow_order_lengths_and_tail(options, expected):
+    assert spans(fb.StoMPP(network(), 12, **options)) == expected
+
+
+@given(steps=st.integers(3, 500), layers=st.integers(1, 3), seed=st.integers(0, 5))
+def test_equal_split_covers_every_step_once(steps, layers, seed):
+    model = network(layers)
+    order = torch.randperm(layers, generator=torch.Generator().manual_seed(seed)).tolist()
+    windows = sorted(spans(fb.StoMPP(model, steps, order=order)))
+    assert windows[0][0] == 0
+    assert windows[-1][1] == steps
+    assert all(a[1] == b[0] for a, b in zip(windows, windows[1:], strict=False))
+    lengths = [stop - start for start, stop in windows]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "foward"}, "did you mean 'forward'"),
+        ({"order": [0, 0, 1]}, "each of the 3 units once"),
+        ({"order": ["2", "4", "7"]}, "order names no unit '7'"),
+        ({"steps_per_unit": [5, 5]}, "3 positive numbers"),
+        ({"steps_per_unit": [5, 5, 5]}, "at most 12"),
+        ({"steps_per_unit": [4, 4, 4], "order": "global"}, "one window"),
+        ({"tail": 12}, "tail must leave steps"),
+        ({"schedule": "cubik"}, "did you mean 'cubic'"),
+        ({"refresh": 0.5}, "refresh must be at least 1"),
+        ({"refresh_rule": "resampel"}, "did you mean 'resample'"),
+        ({"soft": "ste_clip"}, "must be a smooth quantizer"),
+        ({"targets": ()}, "targets is empty"),
+        ({"targets": ("weights",)}, "did you mean 'weight'"),
+        ({"mask": "pixel"}, "unknown mask"),
+    ],
+)
+def test_impossible_requests_are_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        fb.StoMPP(network(), 12, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_steps_and_float_models_are_refused():
+    with pytest.raises(fb.UsageError, match="too few for 3 units"):
+        fb.StoMPP(network(), 2)
+    with pytest.raises(fb.UsageError, match="has no binary layer"):
+        fb.StoMPP(nn.Sequential(nn.Linear(2, 2)), 10)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_rise_from_0_to_1(name):
+    values = [SCHEDULES[name](i / 100) for i in range(101)]
+    assert values[0] == pytest.approx(0)
+    assert values[-1] == pytest.approx(1)
+    assert values == sorted(values)
+
+
+def test_schedule_formulas_at_a_quarter():
+    found = {name: schedule(0.25) for name, schedule in SCHEDULES.items()}
+    expected = {"cubic": 1 / 64, "linear": 1 / 4, "quadratic": 1 / 16, "flipped_quadratic": 7 / 16}
+    assert found == pytest.approx(expected | {"cosine": (1 - 2**-0.5) / 2})
+    with pytest.raises(ValueError, match=r"p\(1\) = 1"):
+        resolve(lambda x: x / 2)
+
+
+def test_the_clock_is_manual_or_attached_never_both():
+    model = network()
+    progression = fb.StoMPP(model, 12)
+    progression.step()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    progression.attach(optimizer)
+    with pytest.raises(RuntimeError, match="do not call step"):
+        progression.step()
+    with pytest.raises(RuntimeError, match="already"):
+        progression.attach(optimizer)
+    optimizer.step()
+    assert progression.steps_taken == 2
+    progression.detach()
+    optimizer.step()
+    assert progression.steps_taken == 2
+
+
+def test_a_step_that_amp_skips_does_not_count():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    progression = fb.StoMPP(model, 12).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor, counted in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(4, 6)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert progression.steps_taken == counted
+
+
+def test_fused_optimizers_report_an_overflow_themselves():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
+    progression = fb.StoMPP(model, 12).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor, counted in ((float("inf"), 0), (1.0, 1)):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(4, 6)).sum() * factor).backward()
+        scaler.step(optimizer)  # calls optimizer.step even on an overflow
+        scaler.update()
+        assert progression.steps_taken == counted
+
+
+def test_copies_carry_no_optimizer_hook():
+    model = network()
+    progression = fb.StoMPP(model, 12).attach(torch.optim.SGD(model.parameters(), 0.1))
+    for copied in (copy.deepcopy(progression), pickle.loads(pickle.dumps(progression))):
+        copied.step()
+        assert copied.steps_taken == 1
+    assert progression.steps_taken == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_anneal_raises_hardness_then_hardens(shape):
+    model = network(weight="ede", input="ede")
+    progression = fb.Anneal(model, 10, start=0.1, end=10.0, shape=shape, tail=2)
+    quantizer = fb.units(model)[0].input_quantizer
+    seen = []
+    for _ in range(9):
+        seen.append(quantizer.hardness.item())
+        progression.step()
+    assert seen == sorted(seen)
+    assert seen[7] == pytest.approx(10.0)
+    assert quantizer.finished
+    assert SHAPES[shape](0.1, 10.0, 0.0) == pytest.approx(0.1)
+
+
+def test_anneal_needs_a_hardness():
+    with pytest.raises(fb.UsageError, match="nothing to anneal"):
+        fb.Anneal(network(), 10)
+    with pytest.raises(fb.UsageError, match="unknown quantity"):
+        fb.Anneal(network(weight="ede"), 10, quantity="softness")
