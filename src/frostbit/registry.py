@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from frostbit.errors import UsageError
 
+from frostbit.errors import UsageError
+
 T = TypeVar("T")
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from frostbit.errors import UsageError
 from frostbit.quantizers.base import Quantizer, from_pair, hard
 from frostbit.quantizers.masked import Masked
 from frostbit.quantizers.smooth import Clip
 from frostbit.quantizers.surrogates import EDE, ApproxSign, Sign, STEClip, STEIdentity, SwishSign
-from frostbit.registry import Registry
+from frostbit.registry import Registry, nearest
 
 #: what is accepted wherever a quantizer is asked for
 Spec = str | Quantizer | Mapping[str, Any] | tuple[Callable[..., Any] | None, Callable[..., Any]] | None
@@ -43,13 +45,14 @@ def create(name: str, **arguments: Any) -> Quantizer:
         A new quantizer.
 
     Raises:
-        ValueError: unknown name, or an argument that this quantizer does not take.
+        UsageError: unknown name, or an argument that this quantizer does not take.
     """
     factory = _registry.get(name)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise ValueError(f"quantizer {name!r}: {error}") from None
+    known = inspect.signature(factory).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise UsageError(f"quantizer {name!r} has no argument {argument!r}: {nearest(argument, known)}")
+    return factory(**arguments)
 
 
 def resolve(spec: Spec) -> Quantizer | None:
@@ -63,6 +66,7 @@ def resolve(spec: Spec) -> Quantizer | None:
         A quantizer, or ``None``.
 
     Raises:
+        UsageError: an unknown name or argument.
         TypeError: ``spec`` is none of these.
     """
     if spec is None:
@@ -72,6 +76,8 @@ def resolve(spec: Spec) -> Quantizer | None:
     if isinstance(spec, Quantizer):
         return copy.deepcopy(spec)
     if isinstance(spec, Mapping):
+        if "name" not in spec:
+            raise UsageError(f"a quantizer given as a table needs a 'name', found {dict(spec)}")
         return create(**spec)
     if isinstance(spec, tuple) and len(spec) == 2 and callable(spec[1]):
         return from_pair(*spec)

@@ -7,11 +7,14 @@ package (layers, progressions, plots, the criterion) works from that pair alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from frostbit.errors import UsageError
 
 
 def hard(x: Tensor) -> Tensor:
@@ -29,10 +32,34 @@ def hard(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(f"a quantizer needs a floating dtype, found {x.dtype}")
     x = x.detach()
-    # Three vectorised passes. `where` and a bool intermediate cost several times as much on a CPU, and a
-    # comparison alone would turn NaN into a sign: clamp(-1, -1) is −1 everywhere but keeps NaN.
-    at_least_zero = torch.ge(x, 0, out=torch.empty_like(x))
-    return x.clamp(-1, -1).add_(at_least_zero, alpha=2)
+    if not _by_chunks(x):
+        return _sign_into(torch.empty_like(x), torch.empty_like(x), x)
+    # Three passes over a large tensor wait for memory; over a cache-sized part of it they do not.
+    y, buffer = torch.empty_like(x), x.new_empty(_CHUNK)
+    flat_x, flat_y = (t.as_strided((t.numel(),), (1,)) for t in (x, y))
+    for part, out in zip(flat_x.split(_CHUNK), flat_y.split(_CHUNK), strict=True):
+        _sign_into(out, buffer[: part.numel()], part)
+    return y
+
+
+_CHUNK = 65_536  # entries; three float32 chunks fit a core's second-level cache
+
+
+def _by_chunks(x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.numel() <= _CHUNK or torch.compiler.is_compiling():
+        return False
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _sign_into(out: Tensor, buffer: Tensor, x: Tensor) -> Tensor:
+    """Write the sign of ``x`` into ``out``, with a buffer of the same shape.
+
+    `where` and a bool intermediate cost several times as much on a CPU, and a comparison alone would turn NaN into
+    a sign: clamp(−1, −1) is −1 everywhere but keeps NaN.
+    """
+    torch.ge(x, 0, out=buffer)
+    torch.clamp(x, -1, -1, out=out)
+    return out.add_(buffer, alpha=2)
 
 
 def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0) -> Tensor:
@@ -65,21 +92,25 @@ class Quantizer(nn.Module):
     """
 
     default_hardness: ClassVar[float | None] = None
-    #: whether F is something else than ``hard`` (then the network is not binary yet)
-    smooth: ClassVar[bool] = False
+    #: whether F is something else than ``hard`` (then the network is not binary yet); known from an F of one's own
+    smooth: bool = False
     #: whether any gradient passes at all
     trainable: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Mark a class that brings an F of its own as smooth, unless it says otherwise itself."""
+        super().__init_subclass__(**keywords)
+        if "F" in cls.__dict__ and "smooth" not in cls.__dict__:
+            cls.smooth = True
 
     def __init__(self, hardness: float | None = None) -> None:
         super().__init__()
         if hardness is None:
             hardness = self.default_hardness
         elif self.default_hardness is None:
-            raise ValueError(f"{type(self).__name__} has no hardness, found hardness={hardness}")
-        if hardness is not None and not hardness > 0:
-            raise ValueError(f"hardness must be positive, found {hardness}")
+            raise UsageError(f"{type(self).__name__} has no hardness, found hardness={hardness}")
         # A plain attribute, not a buffer: it belongs to a progression, and a float state_dict must load strictly.
-        self.hardness = None if hardness is None else torch.tensor(float(hardness))
+        self.hardness = _as_hardness(hardness)
         self.finished = False  # set by a progression at its end: F is `hard` from here on
         self._hardened = False  # set by `hardened`, for evaluation
 
@@ -169,10 +200,16 @@ class _Quantize(torch.autograd.Function):
         return ctx.quantizer.pull(grad, c.to(grad.dtype)), None, None
 
 
+def _as_hardness(value: float | None) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"hardness must be positive and finite, found {value!r}")
+    return torch.tensor(float(value))
+
+
 class _FromPair(Quantizer):
     """A quantizer made of two plain functions."""
-
-    smooth = True
 
     def __init__(
         self,
@@ -181,7 +218,8 @@ class _FromPair(Quantizer):
         hardness: float | None,
     ) -> None:
         super().__init__()
-        self.hardness = None if hardness is None else torch.tensor(float(hardness))
+        self.hardness = _as_hardness(hardness)
+        self.smooth = forward is not None
         self._pair = (forward, backward)
 
     def F(self, x: Tensor, h: Tensor | None) -> Tensor:
@@ -190,10 +228,6 @@ class _FromPair(Quantizer):
 
     def B(self, x: Tensor, h: Tensor | None) -> Tensor:
         return self._pair[1](x, h)
-
-    @property
-    def frozen_share(self) -> float:
-        return 1.0 if self._pair[0] is None else super().frozen_share
 
 
 def from_pair(

@@ -1,0 +1,55 @@
+# `make demo` and `make test` are all a newcomer needs; both build their own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint docs bench bench-peers studies clean
+.DEFAULT_GOAL := demo
+
+# torch comes first and by itself, so that no other package chooses its build
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/demo: $(VENV)/torch pyproject.toml
+	$(PIP) -e ".[all]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/demo
+
+demo: $(VENV)/demo  ## train float, STE, StoMPP and StoMPP+STE on embedded data; leaves runs/demo/report.html
+	$(BIN)/frostbit compare recipes/demo.yaml --out runs/demo --jobs 2
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## everything that must hold, in a few minutes
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/dev  ## the minutes-long checks
+	$(BIN)/pytest -m slow
+
+docs: $(VENV)/dev
+	$(PIP) -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time
+	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py
+
+$(VENV)-peers/peers: constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(VENV)-peers/bin/pip install -q --disable-pip-version-check -r benchmarks/peers.txt -e .
+	touch $@
+
+bench-peers: $(VENV)-peers/peers  ## the same step with brevitas and bitorch, in an environment of their own
+	cd benchmarks && ../$(VENV)-peers/bin/python peers.py
+
+clean:
+	rm -rf $(VENV) $(VENV)-peers build dist site
