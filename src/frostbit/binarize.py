@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -112,7 +113,8 @@ def binarize_(
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
         pad_value: what convolutions pad their quantized input with: 0, 1 or −1.
         latent_clip: keep latents in [−c, c] (see `frostbit.clip_latents_`).
-        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any.
+        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and
+            so does ``weight=None``.
 
     Returns:
         A report; print it.
@@ -132,7 +134,8 @@ def binarize_(
         conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
         if input is not None or placement == "activation":
             conversion.activations(input)
-        conversion.finish(batch, min_binary_macs)
+        conversion.leave_fast_paths()
+        conversion.finish(batch, 0.0 if weight is None else min_binary_macs)
     except Exception:
         conversion.undo()
         raise
@@ -156,20 +159,17 @@ class _Conversion:
 
     def candidates(self) -> list[tuple[str, nn.Module]]:
         """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept``."""
-        found: dict[int, tuple[str, nn.Module]] = {}
+        found: dict[nn.Module, str] = {}
         for call in self.graph.calls:
             module = call.module
-            if type(module) in _BINARY_CLASS:
-                assert module is not None
-                if id(module) in found:
-                    raise UsageError(
-                        f"layer {call.name!r} is called more than once in a forward pass: "
-                        "a progression cannot freeze it; give each call a layer of its own, or keep it"
-                    )
-                found[id(module)] = (call.name, module)
-            elif isinstance(module, tuple(_BINARY_CLASS)) and not isinstance(module, BinaryLayer):
+            if module is not None and type(module) in _BINARY_CLASS:
+                found.setdefault(module, call.name)
+            elif isinstance(module, tuple(_BINARY_CLASS)):
                 self.report.kept[call.name] = f"{type(module).__name__} is a subclass with a forward of its own"
-        return list(found.values())
+        for name, module in self.model.named_modules():
+            if type(module) in _BINARY_CLASS and module not in found:
+                self.report.kept[name] = "not called in the forward pass that was traced"
+        return [(name, module) for module, name in found.items()]
 
     def layers(
         self,
@@ -184,17 +184,18 @@ class _Conversion:
         if not ordered:
             raise UsageError(f"{type(self.model).__name__} has no layer that can become binary")
         rule = keep_rules.resolve(keep, ordered)
-        names = [name for name, _ in ordered]
-        for pattern, changes in overrides.items():
-            keep_rules.check_matches("overrides", pattern, names)
-            for option in changes:
-                check_choice(f"option in overrides[{pattern!r}]", option, _OVERRIDABLE)
+        self.report.kept |= {name: "kept by the keep rule" for name, module in ordered if rule(module, name)}
+        self._check_overrides(overrides, [name for name, _ in ordered])
         shared: dict[int, Quantizer | None] = {}
         for name, module in ordered:
-            if rule(module, name):
-                self.report.kept[name] = "kept by the keep rule"
+            if name in self.report.kept:
                 continue
-            settings = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            if len(self.graph.of(module)) > 1:
+                raise UsageError(
+                    f"layer {name!r} is called more than once in a forward pass: "
+                    "a progression cannot freeze it; give each call a layer of its own, or keep it"
+                )
+            settings: dict[str, Any] = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
             own_input = False
             for pattern, changes in overrides.items():
                 if fnmatch.fnmatchcase(name, pattern):
@@ -203,7 +204,7 @@ class _Conversion:
             quantize_input = self.placement == "input" and not isinstance(module, nn.Embedding)
             in_spec = settings["input"] if quantize_input else None
             if settings["weight"] is None and in_spec is None:
-                self.report.kept[name] = "kept by overrides: neither weight nor input is binary"
+                self.report.kept[name] = "neither its weight nor its input was to be binary"
                 continue
             source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
             if own_input or not source:
@@ -213,8 +214,17 @@ class _Conversion:
             self._convert(module, settings, quantizer)
             phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
             self.report.converted[name] = phrase
-        if not self.report.converted:
+        if not self.report.converted and not (weight is None and self.placement == "activation"):
             raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+
+    def _check_overrides(self, overrides: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
+        open_names = [name for name in names if name not in self.report.kept]
+        for pattern, changes in overrides.items():
+            keep_rules.check_matches("overrides", pattern, names)
+            if not fnmatch.filter(open_names, pattern):
+                raise UsageError(f"overrides: {pattern!r} matches only layers that keep= leaves real")
+            for option in changes:
+                check_choice(f"option in overrides[{pattern!r}]", option, _OVERRIDABLE)
 
     def _convert(self, module: nn.Module, settings: dict[str, Any], quantizer: Quantizer | None) -> None:
         before, attributes = type(module), set(module.__dict__)
@@ -223,7 +233,7 @@ class _Conversion:
         projection_class = type(projection)
 
         def back() -> None:
-            if projection is not None:
+            if isinstance(projection, nn.Module):
                 _strip(projection, projection_class)
             for extra in set(module._modules) - {name for name, _ in children}:
                 del module._modules[extra]
@@ -272,7 +282,7 @@ class _Conversion:
         return call.name if len(self.graph.of(call.module)) == 1 else f"{call.name} (call {call.nth + 1})"
 
     def _relus_before_quantizers(self) -> list[tuple[int, str]]:
-        found = {}
+        found: dict[int, str] = {}
         for call in self.graph.calls:
             layer = call.module
             if not isinstance(layer, BinaryLayer) or layer.input_quantizer is None or not call.inputs:
@@ -293,11 +303,19 @@ class _Conversion:
         new: nn.Module = by_call[0] if count == 1 else PerCall([by_call.get(n, module) for n in range(count)])
         for path, child in list(self.model.named_modules(remove_duplicate=False)):
             if child is module:
-                self.undos.append(lambda path=path: self.model.set_submodule(path, module))
+                self.undos.append(partial(self.model.set_submodule, path, module))
                 self.model.set_submodule(path, new)
         if isinstance(new, PerCall):
             handle = self.model.register_forward_pre_hook(new.restart)
             self.undos.append(handle.remove)
+
+    def leave_fast_paths(self) -> None:
+        """Switch off torch's inference fast paths: they read weights past the forward of the layers."""
+        for module in self.model.modules():
+            for kind, flag in ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor")):
+                if isinstance(module, kind) and getattr(module, flag, False):
+                    self.undos.append(partial(setattr, module, flag, getattr(module, flag)))
+                    setattr(module, flag, False)
 
     def finish(self, batch: Any, min_binary_macs: float) -> None:
         """Remember the units, count, and check that no quantizer is constant on the batch."""
@@ -345,12 +363,12 @@ def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (BinaryLayer, fnn.Binarizer)) and module.input_quantizer is not None:
 
-            def look(_: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
-                x = arguments[0]
+            def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name) -> None:
+                x = next(iter((*args, *kwargs.values())))
                 if x.numel() > 1 and bool((x >= 0).all() or (x < 0).all()):
                     constant.append(name)
 
-            handles.append(module.register_forward_pre_hook(look))
+            handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
     try:
         run_quietly(model, batch)
     finally:

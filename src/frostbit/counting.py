@@ -13,6 +13,9 @@ from frostbit.nn import BinaryLayer
 from frostbit.units import binary_parameters
 
 
+_NO_MACS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+
+
 def layer_macs(graph: Graph) -> dict[str, tuple[bool, int]]:
     """Return ``{layer name: (whether its weight is binary, multiply-accumulates of one sample)}``.
 
@@ -25,11 +28,12 @@ def layer_macs(graph: Graph) -> dict[str, tuple[bool, int]]:
     macs: dict[str, tuple[bool, int]] = {}
     for call in graph.calls:
         module = call.module
-        if module is None or call.out_shape is None or call.in_shape is None or isinstance(module, nn.Embedding):
+        if module is None or call.out_shape is None or call.in_shape is None or isinstance(module, _NO_MACS):
             continue
         binary = isinstance(module, BinaryLayer) and any(True for _ in module.latents())
         if isinstance(module, nn.MultiheadAttention):
-            tokens = math.prod(call.in_shape[:-1]) // _batch(call.in_shape)
+            batched = len(call.in_shape) == 3
+            tokens = call.in_shape[1 if batched and module.batch_first else 0]
             width = module.embed_dim
             count = tokens * width * (2 * width + (module.kdim or width) + (module.vdim or width))
         else:
@@ -133,10 +137,10 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     macs = layer_macs(trace(model, example_input))
     latents = {id(parameter) for _, parameter in binary_parameters(model)}
     rows: dict[str, Row] = {}
+    seen: set[int] = set()  # tied parameters are stored once
     for path, module in model.named_modules():
-        if isinstance(module, nn.Module) and "quantizer" in path.rpartition(".")[2]:
-            continue
-        own = list(module.named_parameters(recurse=False))
+        own = [(name, p) for name, p in module.named_parameters(recurse=False) if id(p) not in seen]
+        seen |= {id(p) for _, p in own}
         statistics = [b for name, b in module.named_buffers(recurse=False) if b.is_floating_point()]
         bits = [p.numel() for _, p in own if id(p) in latents]
         real = sum(p.numel() for _, p in own if id(p) not in latents) + sum(b.numel() for b in statistics)

@@ -6,7 +6,7 @@ pass, which works for any model and also gives shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +104,8 @@ def run_quietly(model: nn.Module, example_input: Any) -> None:
 
 
 def _as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_input, dict):
-        return (), example_input
+    if isinstance(example_input, Mapping):  # a tokenizer's BatchEncoding is no dict
+        return (), dict(example_input)
     return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})
 
 
@@ -138,12 +138,17 @@ class _Watcher(TorchFunctionMode):
         if module is not None:
             nth = self.counts.get(module, 0)
             self.counts[module] = nth + 1
-        outputs = list(_tensors(result))
+        outputs = list({id(tensor): tensor for tensor in _tensors(result)}.values())
         out_shape = tuple(outputs[0].shape) if outputs else None
-        for tensor in outputs:
-            self.producer[id(tensor)] = len(self.graph.calls)
-            self.alive.append(tensor)
+        index = len(self.graph.calls)
         self.graph.calls.append(Call(name, module, inputs, nth, in_shape, out_shape))
+        for tensor in outputs:
+            self.alive.append(tensor)
+            self.producer[id(tensor)] = index
+            if len(outputs) > 1:  # as in torch.fx, so that readers of two different results are told apart
+                shape = tuple(tensor.shape)
+                self.producer[id(tensor)] = len(self.graph.calls)
+                self.graph.calls.append(Call("getitem", None, (index,), 0, shape, shape))
 
     def producers(self, tree: Any) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         tensors = list(_tensors(tree))
@@ -212,7 +217,8 @@ def _symbolic(model: nn.Module) -> Graph:
         raise UsageError(
             f"{type(model).__name__} cannot be traced without an input ({reason}): pass example_input=, one batch"
         ) from error
-    graph, index = Graph(), {}
+    graph = Graph()
+    index: dict[torch.fx.Node, int] = {}
     counts: dict[nn.Module, int] = {}
     for node in traced.nodes:
         if node.op == "output":

@@ -27,7 +27,8 @@ def downsample(module: nn.Module, name: str) -> bool:
     kernel = getattr(module, "kernel_size", None)
     if not isinstance(kernel, tuple) or any(k != 1 for k in kernel):
         return False
-    return any(s > 1 for s in module.stride) or bool(_SHORTCUT_NAMES & set(name.split(".")))
+    stride = getattr(module, "stride", ())
+    return any(s > 1 for s in stride) or bool(_SHORTCUT_NAMES & set(name.split(".")))
 
 
 class FirstLast:
@@ -80,14 +81,16 @@ def resolve(spec: Spec, ordered: Sequence[tuple[str, nn.Module]]) -> Rule:
         return spec.for_layers(ordered)
     if callable(spec):
         return spec
-    patterns = [spec] if isinstance(spec, str) else list(spec)
+    patterns = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"keep must be a rule (module, name) -> bool, or names or globs of layers, found {spec!r}")
     names = [name for name, _ in ordered]
     for pattern in patterns:
-        check_matches("keep", pattern, names)
+        check_matches("keep", pattern, names, also=named)
     return lambda module, name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_matches(what: str, pattern: str, names: Sequence[str]) -> None:
+def check_matches(what: str, pattern: str, names: Sequence[str], also: Iterable[str] = ()) -> None:
     """Raise if a name or glob matches none of ``names``: a typo here would silently change the network."""
     if not fnmatch.filter(names, pattern):
-        raise UsageError(f"{what}: {pattern!r} matches no convertible layer, {nearest(pattern, names)}")
+        raise UsageError(f"{what}: {pattern!r} matches no convertible layer, {nearest(pattern, [*names, *also])}")

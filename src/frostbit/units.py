@@ -77,7 +77,7 @@ def find_units(model: nn.Module, graph: Graph) -> list[Unit]:
         if isinstance(module, Binarizer):
             unit = unit_for(("call", index), call.name, module.input_quantizer)
             unit.feature_shape = _features(call.in_shape, unit)
-        elif isinstance(module, BinaryLayer) and call.nth == 0 and any(True for _ in module.latents()):
+        elif isinstance(module, BinaryLayer) and call.nth == 0 and _has_quantizer(module):
             source = call.inputs[0] if call.inputs else -1
             activation = walk_back(graph, source, passes_sign) if source >= 0 else -1
             if module.input_quantizer is None and isinstance(graph.calls[activation].module, Binarizer):
@@ -99,6 +99,10 @@ def find_units(model: nn.Module, graph: Graph) -> list[Unit]:
     return list(units.values())
 
 
+def _has_quantizer(layer: BinaryLayer) -> bool:
+    return layer.input_quantizer is not None or any(True for _ in layer.latents())
+
+
 def _add_output_projection(units: dict[tuple[str, int], Unit], attention: MultiheadAttention, call: Call) -> None:
     """An attention module runs its output projection inside: a unit of its own, right after."""
     projection = attention.out_proj
@@ -116,11 +120,13 @@ def _features(shape: tuple[int, ...] | None, unit: Unit) -> tuple[int, ...] | No
         return shape[1:] if len(shape) >= 4 else shape[-1:]
     if isinstance(layer, Embedding):
         return None
-    weight = next(parameter for _, parameter, _ in layer.latents())
-    convolution = weight.dim() > 2
-    if not convolution:
+    if isinstance(layer, MultiheadAttention):
         return shape[-1:]
-    return shape[1:] if len(shape) == weight.dim() else shape
+    weight = layer.get_parameter("weight")
+    if weight.dim() > 2:
+        return shape[1:] if len(shape) == weight.dim() else shape
+    # where the last dimension is not the layer's input, the features are flattened on the way to it
+    return shape[-1:] if shape[-1] == weight.shape[1] else shape[1:]
 
 
 def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
@@ -135,7 +141,7 @@ def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
         The units. What a trace found is remembered on the model, so that later calls cost nothing.
 
     Raises:
-        UsageError: the model has no binary layer, or cannot be traced.
+        UsageError: the model has no binary layer or activation, or cannot be traced.
     """
     record = getattr(model, _RECORD, None)
     if record is None or example_input is not None:
@@ -184,7 +190,10 @@ def frozen_fraction(model: nn.Module) -> dict[str, float]:
 
 def binary_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (name, parameter) of every latent weight, in the order of ``named_parameters``."""
+    seen: set[int] = set()  # tied weights count once
     for path, module in model.named_modules():
         if isinstance(module, BinaryLayer):
             for name, parameter, _ in module.latents():
-                yield f"{path}.{name}" if path else name, parameter
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{path}.{name}" if path else name, parameter

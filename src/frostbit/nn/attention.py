@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostbit.nn.functional import Dense, quantized_map
-from frostbit.nn.layers import BinaryLayer, Linear
+from frostbit.nn.layers import BinaryLayer, Linear, WeightScale
 from frostbit.quantizers import Quantizer, Spec, resolve
 
 
@@ -22,19 +22,28 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
     """
 
     def set_binary(
-        self, weight_quantizer: Spec = "ste_clip", input_quantizer: Spec = "ste_clip", **binary: Any
+        self,
+        weight_quantizer: Spec = "ste_clip",
+        input_quantizer: Spec = "ste_clip",
+        weight_scale: WeightScale = None,
+        pad_value: float = 0.0,
+        latent_clip: float | None = None,
     ) -> None:
         """Set the binary side of the projections; ``out_proj`` is set only where it is not binary yet."""
-        super().set_binary(weight_quantizer, input_quantizer, **binary)
+        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
         self.projection_quantizers = nn.ModuleDict()
         if not self._qkv_same_embed_dim and self.weight_quantizer is not None:
             for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                self.projection_quantizers[name] = resolve(weight_quantizer)
+                self.projection_quantizers[name] = copy.deepcopy(self.weight_quantizer)
             self.weight_quantizer = None
         if not isinstance(self.out_proj, BinaryLayer):
-            fresh_input = None if input_quantizer is None else resolve(input_quantizer)
             Linear.from_float(
-                self.out_proj, weight_quantizer=weight_quantizer, input_quantizer=fresh_input, **binary
+                self.out_proj,
+                weight_quantizer=weight_quantizer,
+                input_quantizer=resolve(input_quantizer),
+                weight_scale=weight_scale,
+                pad_value=pad_value,
+                latent_clip=latent_clip,
             )
 
     def latents(self) -> Iterator[tuple[str, nn.Parameter, Quantizer]]:

@@ -102,12 +102,15 @@ def quantized_map(
 
     Returns:
         The output, in autocast's dtype where autocast is on.
+
+    Raises:
+        TypeError: without autocast, ``x`` and ``weight`` differ in dtype.
     """
     if input_quantizer is not None and input_quantizer.blocks:
         x = x.detach()
     if weight_quantizer is not None and weight_quantizer.blocks:
         weight = weight.detach()
-    dtype = _compute_dtype(x)
+    dtype = _compute_dtype(x, weight)
     if not torch.is_grad_enabled():
         bias = bias if bias is None else bias.to(dtype)
         return op(_quantize(input_quantizer, x).to(dtype), _quantize(weight_quantizer, weight, scale).to(dtype), bias)
@@ -130,10 +133,12 @@ def reference_map(
     return op(x, weight, bias)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
+    if x.dtype != weight.dtype:  # a cast would make integers of real weights
+        raise TypeError(f"input and weight must have one dtype, found {x.dtype} and {weight.dtype}")
     return x.dtype
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frostbit.errors import UsageError
 from frostbit.nn.functional import Convolution, Dense, quantized_map
 from frostbit.quantizers import Quantizer, Spec, resolve
 from frostbit.registry import check_choice
@@ -73,9 +74,9 @@ class BinaryLayer(nn.Module):
         if weight_scale is not None:
             check_choice("weight_scale", weight_scale, ["mean_abs"])
         if pad_value not in (0.0, 1.0, -1.0):
-            raise ValueError(f"pad_value must be 0, 1 or -1, found {pad_value}")
+            raise UsageError(f"pad_value must be 0, 1 or -1, found {pad_value}")
         if latent_clip is not None and not latent_clip > 0:
-            raise ValueError(f"latent_clip must be positive, found {latent_clip}")
+            raise UsageError(f"latent_clip must be positive, found {latent_clip}")
         # An instance is taken as it is, so that layers reading one tensor can share its quantizer.
         self.weight_quantizer = resolve(weight_quantizer)
         self.input_quantizer = input_quantizer if isinstance(input_quantizer, Quantizer) else resolve(input_quantizer)
@@ -146,6 +147,19 @@ class Conv3d(_ConvNd, nn.Conv3d):
 class _ConvTransposeNd(BinaryLayer):
     """Shared by transposed convolutions; their weight is ``[in, out/groups, *kernel]``."""
 
+    def set_binary(
+        self,
+        weight_quantizer: Spec = "ste_clip",
+        input_quantizer: Spec = "ste_clip",
+        weight_scale: WeightScale = None,
+        pad_value: float = 0.0,
+        latent_clip: float | None = None,
+    ) -> None:
+        """Set the binary side; ``pad_value`` must be 0."""
+        if pad_value != 0:
+            raise UsageError(f"a transposed convolution pads nothing: pad_value must be 0, found {pad_value}")
+        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
+
     def scale(self) -> Tensor | None:
         """Return ``mean|w|`` per output channel and group, broadcast against ``weight``."""
         if self.weight_scale is None:
@@ -158,8 +172,6 @@ class _ConvTransposeNd(BinaryLayer):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of quantized operands; shapes as in torch."""
         assert isinstance(self, nn.modules.conv._ConvTransposeNd)
-        if self.pad_value != 0:
-            raise ValueError(f"a transposed convolution pads nothing: pad_value must be 0, found {self.pad_value}")
         dims = len(self.stride)
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
@@ -189,11 +201,18 @@ class Embedding(BinaryLayer, nn.Embedding):
     The row of ``padding_idx`` gets no gradient, as in torch, and is binary like any other.
     """
 
-    def set_binary(self, weight_quantizer: Spec = "ste_clip", input_quantizer: Spec = None, **binary: Any) -> None:
+    def set_binary(
+        self,
+        weight_quantizer: Spec = "ste_clip",
+        input_quantizer: Spec = None,
+        weight_scale: WeightScale = None,
+        pad_value: float = 0.0,
+        latent_clip: float | None = None,
+    ) -> None:
         """Set the binary side; ``input_quantizer`` is ignored, since indices have no sign."""
-        super().set_binary(weight_quantizer, None, **binary)
+        super().set_binary(weight_quantizer, None, weight_scale, pad_value, latent_clip)
         if self.sparse:
-            raise ValueError("a binary Embedding needs dense gradients, found sparse=True")
+            raise UsageError("a binary Embedding needs dense gradients, found sparse=True")
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the quantized vectors of integer ``input`` ``[...]``, as ``[..., dim]``."""
@@ -211,7 +230,7 @@ class Binarizer(nn.Module):
         super().__init__()
         quantizer = input_quantizer if isinstance(input_quantizer, Quantizer) else resolve(input_quantizer)
         if quantizer is None:
-            raise ValueError("a Binarizer needs a quantizer, found None")
+            raise UsageError("a Binarizer needs a quantizer, found None")
         self.input_quantizer: Quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""The command line: ``frostbit <command> [options]``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from frostbit.errors import RunError, UsageError
+from frostbit.registry import nearest
+
+COMMANDS = {
+    "train": "train one network",
+    "compare": "train several methods on one recipe and hold them side by side",
+    "evaluate": "accuracies of a trained run: as it is, hardened, recalibrated",
+    "summary": "layers, bits, bytes and multiply-accumulates of a network",
+    "inspect": "what happened inside a run: frozen shares and the saw-tooth",
+    "doctor": "versions, devices and data found on this machine",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``frostbit``; those of the process if left out.
+
+    Returns:
+        The exit code: 0 for success, 1 for a run that failed, 2 for a request that cannot be.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help())
+            return 0 if words else 2
+        command, *rest = words
+        if command not in COMMANDS:
+            raise UsageError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
+        module = importlib.import_module(f"frostbit.cli.{command}")
+        return int(module.run(rest))
+    except (UsageError, RunError) as error:
+        if debug:
+            raise
+        print(f"frostbit: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("frostbit"):
+            raise
+        print(f"frostbit: this needs the package {error.name!r}: pip install 'frostbit[all]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("frostbit: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: frostbit <command> [options]",
+            "",
+            "Train deep binary neural networks.",
+            "",
+            *lines,
+            "",
+            "frostbit <command> --help shows its options; --debug shows the traceback of an error.",
+        ]
+    )

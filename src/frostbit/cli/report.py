@@ -1,0 +1,150 @@
+"""The pages that commands leave behind."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frostbit.analysis import Section, differences_by_value, figures, page, summarize
+from frostbit.analysis.page import image, preformatted, table, text
+from frostbit.analysis.tables import HEADINGS, cells
+from frostbit.training.files import read_json, write_atomically
+
+Result = Mapping[str, Any]
+
+
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's ``metrics_steps.csv`` as numbers; none if it is absent."""
+    path = folder / "metrics_steps.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            {key: int(value) if key == "step" else float(value or "nan") for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def live_result(folder: Path) -> Result:
+    """Return a run's result, or as much of one as a running or interrupted run can show."""
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json")
+    from frostbit.training.run import read_config, read_windows
+
+    _, arm, seed = read_config(folder)
+    return {"arm": arm, "seed": seed, "windows": read_windows(folder)}
+
+
+def write_run_page(folder: Path, result: Result) -> None:
+    """Write ``report.html``, ``curves.png`` and ``inspect.png`` of one run.
+
+    Args:
+        folder: the run's folder.
+        result: its result.
+    """
+    curve_png = figures.to_png(figures.curves({result["arm"]: [result["curve"]]}))
+    write_atomically(folder / "curves.png", curve_png)
+    sections = [
+        Section("Result", table(("", ""), _result_rows(result))),
+        Section("Accuracy", image(curve_png, "Accuracy over epochs.")),
+    ]
+    inside = inside_section(folder, result)
+    if inside is not None:
+        sections.append(inside)
+    sections += [Section("Configuration", preformatted(_yaml(result["resolved"]))), origin_section([result])]
+    title = f"{result['recipe']}: {result['arm']}, seed {result['seed']}"
+    write_atomically(folder / "report.html", page(title, "One training run.", sections))
+
+
+def inside_section(folder: Path, result: Result) -> Section | None:
+    """Write ``inspect.png`` of one run and return the section that shows it; ``None`` without records."""
+    steps = read_steps(folder)
+    if not steps:
+        return None
+    png = figures.to_png(figures.sawtooth(steps, result["windows"]))
+    write_atomically(folder / "inspect.png", png)
+    body = image(png, f"Training of {result['arm']}, seed {result['seed']}, step by step.")
+    amplitude = figures.sawtooth_amplitude(steps, result["windows"])
+    if amplitude is not None:
+        body = text(f"Median drop of train accuracy in the first tenth of a window: {amplitude:.1f} points.") + body
+    return Section("Inside the run", body)
+
+
+def comparison_page(
+    name: str, results: Sequence[Result], differences: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]
+) -> tuple[str, bytes]:
+    """Return the page of a comparison and its figure.
+
+    Args:
+        name: the recipe's name.
+        results: of all runs, in the order of the arms.
+        differences: as from :func:`frostbit.training.resolve.differences`.
+        failures: ``{run: the sentence it stopped with}``.
+
+    Returns:
+        HTML and PNG.
+    """
+    png = figures.to_png(figures.curves(curves_by_arm(results)))
+    rows = [cells(summary) for summary in summarize(results)]
+    sections = [
+        Section(
+            "Accuracy of the binary networks",
+            table(HEADINGS, rows, figures=True)
+            + text(
+                "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm statistics "
+                "taken anew on training images. Mean ± standard deviation over seeds."
+            ),
+        ),
+        Section("Curves", image(png, "Mean over seeds; the band spans lowest to highest seed.")),
+        Section(
+            "In which settings the arms differ",
+            table(("setting", "value", "arms"), differences_by_value(differences)),
+        ),
+    ]
+    if failures:
+        sections.insert(1, Section("Runs that stopped", table(("run", "why"), list(failures.items()))))
+    if results:
+        sections.append(Section("Configuration of the first arm", preformatted(_yaml(results[0]["resolved"]))))
+        sections.append(origin_section(results))
+    return page(f"{name}: comparison", f"{len(results)} runs.", sections), png
+
+
+def curves_by_arm(results: Sequence[Result]) -> dict[str, list[Any]]:
+    """Return ``{arm: [curve of each seed]}``."""
+    arms: dict[str, list[Any]] = {}
+    for result in results:
+        arms.setdefault(result["arm"], []).append(result["curve"])
+    return arms
+
+
+def origin_section(results: Sequence[Result]) -> Section:
+    """Return the section that says by which code, versions and hardware the figures came about."""
+    rows = []
+    for key in ("git", "versions", "hardware"):
+        for value in dict.fromkeys(_pairs(result[key]) for result in results):
+            rows.append((key, value))
+    return Section("Origin", table(("", ""), rows))
+
+
+def _pairs(mapping: Mapping[str, Any] | None) -> str:
+    return "none" if mapping is None else ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def _result_rows(result: Result) -> list[tuple[str, str]]:
+    final = result["final"]
+    return [
+        ("test accuracy, hardened, recalibrated", f"{final['recalibrated']:.2f} %"),
+        ("test accuracy, hardened, raw", f"{final['raw']:.2f} %"),
+        ("train accuracy", f"{final['train']:.2f} %"),
+        ("share of binary multiply-accumulates", f"{100 * result['binary_macs']:.1f} %"),
+        ("optimizer steps", str(result["resolved"]["derived"]["steps"])),
+        ("seconds", f"{result['seconds']:.1f}"),
+    ]
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(config), sort_keys=False))

@@ -1,0 +1,41 @@
+"""Methods by name: each a small preset of the answers in ``binarize`` and ``progression``.
+
+A preset only fills what a recipe, an arm or the command line leaves open. ``None`` for a section means that the
+method has no such thing: a float network has no quantizer, a straight-through network no progression.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+# BinaryConnect: identity gradient, latents kept in [-1, 1]
+_STE_WEIGHT: Preset = {"weight": "ste_identity", "latent_clip": 1.0}
+_STE: Preset = {**_STE_WEIGHT, "input": "ste_clip"}
+# a frozen entry is a sign, an unfrozen one clip; which surrogate frozen entries use is the progression's `ste`
+_MASKED: Preset = {"weight": "ste_clip", "input": "ste_clip"}
+_WEIGHTS_ONLY: Preset = {"weight": "ste_clip", "input": None}
+
+METHODS: dict[str, dict[str, Preset | None]] = {
+    "float": {"binarize": None, "progression": None},
+    "ste": {"binarize": _STE, "progression": None},
+    "ste_clip": {"binarize": _MASKED, "progression": None},
+    "ste_identity": {"binarize": {"weight": "ste_identity", "input": "ste_identity"}, "progression": None},
+    "approx_sign": {"binarize": {**_STE_WEIGHT, "input": "approx_sign"}, "progression": None},
+    "stompp": {"binarize": _MASKED, "progression": {"ste": None}},
+    "stompp+ste": {"binarize": _MASKED, "progression": {"ste": "ste_clip"}},
+    "global": {"binarize": _MASKED, "progression": {"ste": None, "order": "global"}},
+    "reverse": {"binarize": _MASKED, "progression": {"ste": None, "order": "reverse"}},
+    "global+ste": {"binarize": _MASKED, "progression": {"ste": "ste_clip", "order": "global"}},
+    "reverse+ste": {"binarize": _MASKED, "progression": {"ste": "ste_clip", "order": "reverse"}},
+    # freezing on one side, a straight-through estimator on the other
+    "hybrid": {"binarize": {**_STE_WEIGHT, "input": "ste_clip"}, "progression": {"targets": ["input"]}},
+    "reverse_hybrid": {"binarize": _MASKED, "progression": {"targets": ["weight"]}},
+    "ste-bwn": {"binarize": {**_STE_WEIGHT, "input": None}, "progression": None},
+    "stompp-bwn": {"binarize": _WEIGHTS_ONLY, "progression": {"targets": ["weight"]}},
+    "stompp-bwn+ste": {
+        "binarize": _WEIGHTS_ONLY,
+        "progression": {"targets": ["weight"], "ste": "ste_clip"},
+    },
+}

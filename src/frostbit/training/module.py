@@ -1,0 +1,220 @@
+"""The one LightningModule: a step, an optimizer, and what a checkpoint has to hold."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - the name Lightning's own documentation uses
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
+
+from frostbit.data import Augment, Dataset, Loader, Split
+from frostbit.errors import RunError, UsageError
+from frostbit.evaluation import clip_latents_
+from frostbit.progression import Progression
+from frostbit.training.health import first_not_finite
+from frostbit.training.optimizers import lr_factor, make_optimizer
+from frostbit.training.recipe import Recipe
+from frostbit.training.record import Record
+from frostbit.units import frozen_fraction
+
+
+class TrainingModule(L.LightningModule):
+    """Trains one network as its recipe says.
+
+    Args:
+        net: the network, converted already.
+        recipe: complete, see :func:`frostbit.training.resolve.resolve`.
+        data: the data set.
+        seed: of the data order and the augmentation.
+        steps_per_epoch: optimizer steps in one epoch.
+        progression: what freezes or anneals ``net``, or ``None``; attached to the optimizer here.
+        checkpoint: where the run's checkpoint is, for the message of a run that has to stop.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        data: Dataset,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        progression: Progression | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.recipe = recipe
+        self.data = data
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.progression = progression
+        self.checkpoint = checkpoint
+        self.record = Record()
+        self.seconds_before = 0.0
+        self.seconds_evaluating = 0.0
+        self._started = time.perf_counter()
+        self._unchecked: list[Tensor] = []
+        self._train_loader: Loader | None = None
+        self._test_loaders: dict[int, Loader] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work so far, including those before a resume."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def loader(self, split: Split, *, train: bool = False) -> Loader:
+        """Return this rank's batches of a split on the module's device, shuffled and augmented for training.
+
+        Those that are not for training are kept: their images are on the device then.
+        """
+        if not train and id(split) in self._test_loaders:
+            return self._test_loaders[id(split)]
+        config = self.recipe
+        augment = config.data.augment
+        attached = self._trainer is not None
+        loader = Loader(
+            split,
+            config.train.batch,
+            shuffle=train,
+            drop_last=train,
+            augment=Augment(flip=augment.flip, crop_pad=augment.crop_pad, crop_per=augment.crop_per)
+            if train
+            else None,
+            mean=self.data.mean,
+            std=self.data.std,
+            seed=self.seed,
+            device=self.device,
+            dtype=torch.float64 if config.train.precision == "64" else torch.float32,
+            rank=self.global_rank if attached else 0,
+            world_size=self.trainer.world_size if attached else 1,
+        )
+        if not train and split is not self.data.train:
+            self._test_loaders[id(split)] = loader
+        return loader
+
+    def train_dataloader(self) -> Loader:
+        """Return the training batches."""
+        self._train_loader = self.loader(self.data.train, train=True)
+        self._train_loader.set_epoch(self.current_epoch)
+        return self._train_loader
+
+    def on_train_epoch_start(self) -> None:
+        """Choose the epoch's order of images."""
+        assert self._train_loader is not None
+        self._train_loader.set_epoch(self.current_epoch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer, put the progression's clock and the latents' clip behind its steps."""
+        config = self.recipe
+        optimizer = make_optimizer(config.optimizer, self.net.parameters())
+        if self.progression is not None:
+            self.progression.attach(optimizer)
+        if any(getattr(layer, "latent_clip", None) is not None for layer in self.net.modules()):
+            optimizer.register_step_post_hook(lambda *_: clip_latents_(self.net))
+        total = config.train.epochs * self.steps_per_epoch
+
+        def factor(step: int) -> float:
+            return lr_factor(config.schedule, config.optimizer.lr, step, self.steps_per_epoch, total)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the cross-entropy of a batch and count its hits."""
+        images, labels = batch
+        logits = self.net(images)
+        loss = F.cross_entropy(logits, labels)
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise self.failure("the loss", self.global_step, images)
+        self._unchecked.append(loss.detach())
+        self.record.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
+        # with everything frozen no gradient is left; the step and the progression's clock still have to happen
+        return loss if loss.requires_grad else loss.detach().requires_grad_()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write a row of the saw-tooth every ``train.record_every`` steps."""
+        step, every = self.global_step, self.recipe.train.record_every
+        last = self.record.steps[-1]["step"] if self.record.steps else 0
+        if step == last or step % every:
+            return
+        self.check_losses()
+        loss, accuracy = self.record.since_row.means(self.sum_over_ranks)
+        self.record.since_row.values = None
+        shares = {} if self.recipe.binarize is None else frozen_fraction(self.net)
+        shares = {name: round(share, 4) for name, share in shares.items()}
+        self.record.steps.append({"step": step, "loss": loss, "train_acc": accuracy, **shares})
+        self.log("loss", loss, prog_bar=True, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics({"train/loss": loss, "train/accuracy": accuracy}, step)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all processes."""
+        total = self.trainer.strategy.reduce(values, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def check_losses(self) -> None:
+        """Stop if a loss since the last check was not finite: one wait for the device instead of one per step."""
+        losses, self._unchecked = self._unchecked, []
+        if losses and losses[0].device.type != "cpu":
+            bad = (~torch.stack(losses).isfinite()).nonzero()
+            if len(bad):
+                raise self.failure("the loss", self.global_step - len(losses) + int(bad[0]), None)
+
+    def failure(self, what: str, step: int, images: Tensor | None) -> RunError:
+        """Describe a value that is not finite: step, unit, last good checkpoint."""
+        culprit = first_not_finite(self.net, images)
+        where = f", first in {culprit}" if culprit else ""
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        last = f"the last good checkpoint is {self.checkpoint}" if kept else "there is no checkpoint yet"
+        return RunError(f"{what} is not finite at step {step}{where}; {last}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the progression, the rows written so far and the random state."""
+        checkpoint["frostbit"] = {
+            "progression": None if self.progression is None else self.progression.state_dict(),
+            "record": self.record.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "seconds": (self.seconds, self.seconds_evaluating),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`on_save_checkpoint` added, after a look at whether it is this network's."""
+        check_keys(self.state_dict(), checkpoint.get("state_dict", {}), str(self.checkpoint))
+        state = checkpoint["frostbit"]
+        if self.progression is not None:
+            self.progression.load_state_dict(state["progression"])
+        self.record.load_state_dict(state["record"], self.device)
+        self.seconds_before, self.seconds_evaluating = state["seconds"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def check_keys(expected: dict[str, Any], found: dict[str, Any], source: str) -> None:
+    """Compare two state dicts by name and shape.
+
+    Args:
+        expected: the network's own.
+        found: the one that is to be loaded.
+        source: the file, for the message.
+
+    Raises:
+        UsageError: the first name that is missing, superfluous or of another shape.
+    """
+    for key, value in expected.items():
+        if key not in found:
+            raise UsageError(f"{source!r} belongs to another network: it has no {key!r}")
+        have, want = tuple(found[key].shape), tuple(value.shape)
+        if have != want:
+            raise UsageError(f"{source!r} belongs to another network: {key!r} is {have} there, {want} here")
+    for key in found:
+        if key not in expected:
+            raise UsageError(f"{source!r} belongs to another network: this one has no {key!r}")

@@ -1,0 +1,73 @@
+"""What a run writes down while it goes: evaluations, and the finer trace of the saw-tooth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frostbit.training.files import write_csv
+
+Row = dict[str, Any]
+
+
+class Sums:
+    """Running loss, hits and number of images, kept on the device so that adding never waits for it."""
+
+    def __init__(self) -> None:
+        self.values: Tensor | None = None
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        """Add a batch: its mean loss, its number of hits, its size."""
+        new = torch.stack([loss.detach().double() * count, correct.double(), correct.new_tensor(count).double()])
+        self.values = new if self.values is None else self.values + new
+
+    def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Return mean loss and accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
+        if self.values is None:
+            return float("nan"), float("nan")
+        loss, correct, count = reduce(self.values).tolist()
+        return round(loss / count, 6), round(100 * correct / count, 4)
+
+
+class Record:
+    """The rows of ``metrics.csv`` and ``metrics_steps.csv``, and the sums of rows not finished yet.
+
+    All of it is in the checkpoint: both files are rewritten whole from here, so a resumed run ends with the same
+    files as an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self.curve: list[Row] = []
+        self.steps: list[Row] = []
+        self.since_evaluation = Sums()
+        self.since_row = Sums()
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        """Add a training batch; see :meth:`Sums.add`."""
+        self.since_evaluation.add(loss, correct, count)
+        self.since_row.add(loss, correct, count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain data and tensors."""
+        return {
+            "curve": [dict(row) for row in self.curve],
+            "steps": [dict(row) for row in self.steps],
+            "since_evaluation": self.since_evaluation.values,
+            "since_row": self.since_row.values,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.curve, self.steps = list(state["curve"]), list(state["steps"])
+        for name in ("since_evaluation", "since_row"):
+            values = state[name]
+            getattr(self, name).values = None if values is None else values.to(device)
+
+    def write(self, folder: Path) -> None:
+        """Rewrite both files, each atomically."""
+        write_csv(folder / "metrics.csv", self.curve)
+        write_csv(folder / "metrics_steps.csv", self.steps)

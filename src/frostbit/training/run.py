@@ -1,0 +1,290 @@
+"""One run, from its recipe to its folder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - the name Lightning's own documentation uses
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from frostbit.errors import RunError, UsageError
+from frostbit.evaluation import recalibrate_
+from frostbit.training.build import Built, build
+from frostbit.training.callbacks import Evaluate, Save
+from frostbit.training.evaluate import score
+from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json, write_atomically, write_json
+from frostbit.training.module import TrainingModule
+from frostbit.training.provenance import git_state, hardware, versions
+from frostbit.training.recipe import Recipe
+from frostbit.training.resolve import flatten, read_yaml, resolve, to_dict
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
+
+
+def train(
+    recipe: Recipe, *, arm: str, seed: int, folder: str | Path, resume: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """Train one arm with one seed and leave a folder that explains itself.
+
+    The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``tb/``, ``last.ckpt``,
+    ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch, batch-norm
+    statistics recalibrated; ``last.ckpt`` keeps the statistics of the training.
+
+    Args:
+        recipe: complete, see :func:`frostbit.training.resolve.resolve`.
+        arm: name of the arm, written into the result.
+        seed: of initial weights, data order and masks.
+        folder: the run's folder; made if needed.
+        resume: go on from ``last.ckpt`` if there is one.
+        progress: show a progress bar.
+
+    Returns:
+        The content of ``result.json``; an empty mapping on ranks other than 0.
+
+    Raises:
+        UsageError: something in the recipe cannot be.
+        RunError: a value was not finite, or the disk is full.
+    """
+    folder = Path(folder)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    built = build(recipe, seed)
+    recipe = built.recipe
+    checkpoint = folder / "last.ckpt"
+    module = TrainingModule(
+        built.net,
+        recipe,
+        built.data,
+        seed=seed,
+        steps_per_epoch=built.steps_per_epoch,
+        progression=built.progression,
+        checkpoint=checkpoint,
+    )
+    with quiet_lightning():
+        trainer = make_trainer(recipe, folder, progress)
+        if trainer.is_global_zero:
+            write_config(folder, recipe, arm, seed)
+        try:
+            trainer.fit(module, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
+        except OSError as error:  # the event files of TensorBoard are not written by us
+            raise RunError(f"cannot write in {str(folder)!r}: {error.strerror or error}") from error
+    if not trainer.is_global_zero:
+        return {}
+    module.record.write(folder)
+    result = finish(module, built, arm, seed, trainer)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def make_trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
+    """Return the Lightning trainer of a recipe."""
+    config = recipe.train
+    strategy: str | Strategy = "auto"
+    if config.strategy == "ddp" or config.devices > 1:
+        # frozen units leave the backward pass, so their parameters have no gradient
+        strategy = DDPStrategy(find_unused_parameters=recipe.progression is not None)
+    accelerator = config.accelerator
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("train.precision fp16 needs a GPU: use bf16 or 32 here")
+    try:
+        return L.Trainer(
+            max_epochs=config.epochs,
+            accelerator=accelerator,
+            devices=config.devices,
+            strategy=strategy,
+            precision=PRECISIONS[config.precision],  # type: ignore[arg-type] # a literal type, looked up
+            deterministic=config.deterministic,
+            gradient_clip_val=config.grad_clip,
+            accumulate_grad_batches=config.accumulate,
+            logger=TensorBoardLogger(folder, name="tb", version=""),
+            callbacks=[Evaluate(), Save(folder), *([RichProgressBar(leave=False)] if progress else [])],
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=10**9,
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(
+            f"train.accelerator {accelerator} with {config.devices} device(s) is not possible here: {reason}"
+        ) from None
+
+
+def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L.Trainer) -> dict[str, Any]:
+    """Score the hardened network raw and recalibrated, write ``final.pt``, and return the result."""
+    folder = Path(str(trainer.logger.save_dir)) if trainer.logger else Path()
+    # one process scores the whole split, whatever the number of ranks was
+    module._trainer = None
+    context = trainer.precision_plugin.forward_context
+    net = module.net.to(module.device)
+    test = module.loader(built.data.test)
+    raw = score(net, test, hardened=True, context=context)[1]
+    recalibrated = raw
+    if built.recipe.binarize is not None and built.recipe.train.recalibrate_batches:
+        with context():
+            recalibrate_(net, recalibration_batches(module))
+        recalibrated = score(net, test, hardened=True, context=context)[1]
+    save_state(folder / "final.pt", net)
+    curve = module.record.curve
+    return {
+        "recipe": built.recipe.name,
+        "arm": arm,
+        "seed": seed,
+        "resolved": resolved_config(built),
+        "git": git_state(),
+        "versions": versions(),
+        "hardware": hardware(module.device),
+        "seconds": round(module.seconds, 2),
+        "seconds_evaluating": round(module.seconds_evaluating, 2),
+        "binary_macs": binary_mac_share(built),
+        "windows": windows(built),
+        "curve": curve,
+        "final": {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"] if curve else None},
+    }
+
+
+def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
+    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew."""
+    batches = module.loader(module.data.train)
+    return (images for images, _ in islice(batches, module.recipe.train.recalibrate_batches))
+
+
+def save_state(path: Path, net: torch.nn.Module) -> None:
+    """Write a network's state dict, on the CPU, atomically."""
+    AtomicCheckpointIO().save_checkpoint({k: v.detach().cpu() for k, v in net.state_dict().items()}, path)
+
+
+def windows(built: Built) -> list[tuple[str, int, int]]:
+    """Return ``(unit, first step, step after the last)`` of each window, none without a progression."""
+    progression = built.progression
+    return [] if progression is None else [(w.unit, w.start, w.stop) for w in progression.windows]
+
+
+def binary_mac_share(built: Built) -> float:
+    """Return the share of multiply-accumulates that became binary."""
+    return 0.0 if built.report is None or built.report.binary_macs is None else round(built.report.binary_macs, 4)
+
+
+def resolved_config(built: Built) -> dict[str, Any]:
+    """Return the complete configuration as results hold it: nothing in it names the machine."""
+    config = to_dict(built.recipe)
+    for section, key in (("data", "path"), (None, "init_from")):
+        holder = config if section is None else config[section]
+        if holder[key] is not None:
+            holder[key] = Path(holder[key]).name
+    config["derived"] = {"steps": built.total_steps, "steps_per_epoch": built.steps_per_epoch}
+    return config
+
+
+def write_config(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
+    """Write ``config.yaml``: all that is needed to repeat or resume the run."""
+    import yaml
+
+    text = yaml.safe_dump({"arm": arm, "seed": seed, "recipe": to_dict(recipe)}, sort_keys=False)
+    write_atomically(folder / "config.yaml", text)
+
+
+def read_config(folder: str | Path) -> tuple[Recipe, str, int]:
+    """Read a run folder's ``config.yaml``.
+
+    Returns:
+        The recipe, the arm and the seed.
+
+    Raises:
+        UsageError: no run folder, or a damaged one.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise UsageError(f"{str(folder)!r} is not a run folder: it has no config.yaml")
+    data = read_yaml(path)
+    try:
+        return resolve(flatten(data["recipe"], str(path))), str(data["arm"]), int(data["seed"])
+    except (KeyError, TypeError):
+        raise UsageError(f"{str(path)!r} is damaged: it must hold arm, seed and recipe") from None
+
+
+def resume(folder: str | Path, *, progress: bool = False) -> dict[str, Any]:
+    """Go on with an interrupted run from its last checkpoint, or from the start if it has none.
+
+    Args:
+        folder: the run's folder.
+        progress: show a progress bar.
+
+    Returns:
+        The content of ``result.json``; at once if the run had finished.
+    """
+    recipe, arm, seed = read_config(folder)
+    if (Path(folder) / "result.json").exists():
+        return read_json(Path(folder) / "result.json")
+    return train(recipe, arm=arm, seed=seed, folder=folder, resume=True, progress=progress)
+
+
+def read_windows(folder: str | Path) -> list[tuple[str, int, int]]:
+    """Return the windows that a run's last checkpoint names; none without a checkpoint or a progression."""
+    path = Path(folder) / "last.ckpt"
+    if not path.exists():
+        return []
+    progression = load_tensors(path)["frostbit"]["progression"]
+    return [] if progression is None else list(progression["identity"]["windows"])
+
+
+def load_run(folder: str | Path, data_path: str | None = None) -> tuple[TrainingModule, Built]:
+    """Rebuild a run's network as its last checkpoint left it, e.g. to evaluate it.
+
+    Args:
+        folder: the run's folder.
+        data_path: where its data is now, if not where it was.
+
+    Returns:
+        The module, on the CPU and without a trainer, and the parts it was made of.
+
+    Raises:
+        UsageError: no run folder, or a checkpoint of another network.
+    """
+    recipe, _, seed = read_config(folder)
+    recipe.data.path = data_path or recipe.data.path
+    built = build(recipe, seed)
+    module = TrainingModule(
+        built.net,
+        built.recipe,
+        built.data,
+        seed=seed,
+        steps_per_epoch=built.steps_per_epoch,
+        progression=built.progression,
+        checkpoint=Path(folder) / "last.ckpt",
+    )
+    checkpoint = load_tensors(Path(folder) / "last.ckpt")
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module, built
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's tips and those of its warnings that do not concern who trains here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for pattern in (".*GPU available but not used.*", ".*Grad strides do not match.*"):
+            warnings.filterwarnings("ignore", message=pattern)
+        warnings.filterwarnings("ignore", module="lightning.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

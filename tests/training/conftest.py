@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from frostbit.training.recipe import Recipe
+from frostbit.training.resolve import flatten, resolve
+
+TINY = {
+    "name": "tiny",
+    "model": {"name": "mlp", "args": {"hidden": [24, 24, 24]}},
+    "data": {"name": "digits", "limit_train": 320, "limit_test": 100},
+    "train": {"epochs": 4, "batch": 64, "record_every": 2, "threads": 1, "accelerator": "cpu"},
+    "binarize": {"min_binary_macs": 0.0},
+    "progression": {"refresh": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny():
+    def make(method: str = "stompp", **settings: object) -> Recipe:
+        return resolve(flatten(TINY), flatten({"method": method, **settings}))
+
+    return make

@@ -1,0 +1,135 @@
+"""A run that is killed and resumed ends exactly like one that was left alone."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from frostbit.training import files, run
+from frostbit.training.module import TrainingModule
+from frostbit.training.run import resume, train
+
+fork = multiprocessing.get_context("fork")
+ARM = {"arm": "a", "seed": 3}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def traces(folder):
+    """Everything that must agree bit for bit, and nothing that tells the time."""
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    checkpoint["frostbit"].pop("seconds")
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        "checkpoint": {k: checkpoint[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "frostbit")},
+        "final": torch.load(folder / "final.pt", weights_only=True),
+        "metrics": (folder / "metrics.csv").read_bytes(),
+        "steps": (folder / "metrics_steps.csv").read_bytes(),
+        "result": {k: v for k, v in result.items() if not k.startswith("seconds")},
+    }
+
+
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before_call(owner, name, number):
+    """Replace a method by one that kills the process when it is called for the n-th time."""
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == number:
+            kill_myself()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def run_and_die(recipe, folder, owner, name, number):
+    def child():
+        before_call(owner, name, number)
+        train(recipe, folder=folder, **ARM)
+
+    process = fork.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture
+def reference(tiny, tmp_path):
+    recipe = tiny()
+    train(recipe, folder=tmp_path / "whole", **ARM)
+    return recipe, traces(tmp_path / "whole")
+
+
+MOMENTS = {
+    "before any checkpoint": (TrainingModule, "training_step", 3),
+    "in the middle of an epoch": (TrainingModule, "training_step", 13),
+    "between the last step of an epoch and its evaluation": (TrainingModule, "check_losses", 5),
+    "while the first checkpoint is written": (files.os, "replace", 4),
+    "while a later checkpoint is written": (files.os, "replace", 10),
+    "while the metrics are written": (files.os, "replace", 8),
+    "after the last epoch": (run, "finish", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_equals_uninterrupted(moment, reference, tmp_path):
+    recipe, expected = reference
+    folder = tmp_path / "killed"
+    run_and_die(recipe, folder, *MOMENTS[moment])
+    assert not (folder / "result.json").exists()
+    resume(folder)
+    found = traces(folder)
+    for part, value in expected.items():
+        assert same(found[part], value), part
+
+
+def test_moments_cover_both_sides_of_a_checkpoint(reference, tmp_path):
+    recipe, _ = reference
+    run_and_die(recipe, tmp_path / "a", *MOMENTS["while the first checkpoint is written"])
+    assert not (tmp_path / "a" / "last.ckpt").exists()
+    run_and_die(recipe, tmp_path / "b", *MOMENTS["while a later checkpoint is written"])
+    assert (tmp_path / "b" / "last.ckpt").exists()
+
+
+def test_resume_of_a_finished_run_changes_nothing(reference, tmp_path):
+    _, expected = reference
+    result = resume(tmp_path / "whole")
+    assert result["final"] == expected["result"]["final"]
+    assert same(traces(tmp_path / "whole"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_ten_random_moments(seed, tiny, tmp_path):
+    recipe = tiny(**{"train.epochs": 12})
+    began = time.perf_counter()
+    train(recipe, folder=tmp_path / "whole", **ARM)
+    moment = random.Random(seed).uniform(0, time.perf_counter() - began)
+    folder = tmp_path / "killed"
+    process = fork.Process(target=train, args=(recipe,), kwargs={"folder": folder, **ARM})
+    process.start()
+    time.sleep(moment)
+    process.kill()
+    process.join()
+    if (folder / "config.yaml").exists():
+        resume(folder)
+    else:
+        train(recipe, folder=folder, **ARM)
+    assert same(traces(folder), traces(tmp_path / "whole"))
