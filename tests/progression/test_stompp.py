@@ -161,9 +161,7 @@ def test_drop_frozen_false_gives_zero_gradients_instead():
     assert bool((model[2].weight.grad == 0).all())
 
 
-@pytest.mark.parametrize(
-    ("targets", "weight", "input"), [(("input",), False, True), (("weight",), True, False)]
-)
+@pytest.mark.parametrize(("targets", "weight", "input"), [(("input",), False, True), (("weight",), True, False)])
 def test_hybrids_mask_only_their_targets(targets, weight, input):
     model = network(2)
     fb.StoMPP(model, 10, targets=targets)

@@ -1,4 +1,4 @@
-"""Two gloo processes against one with the same global batch."""
+"""Two gloo processes (DDP, FSDP2) against one with the same global batch."""
 
 import copy
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 
 import frostbit as fb
@@ -36,11 +38,13 @@ class Block(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def train(norm: bool, order: str, rank: int, world: int) -> tuple[dict, list]:
+def train(
+    norm: bool, order: str, rank: int, world: int, ste: str | None = None, clip: bool = False
+) -> tuple[dict, list]:
     torch.manual_seed(0)
     model = Block(norm).double()
-    fb.binarize_(model, min_binary_macs=0)
-    progression = fb.StoMPP(model, STEPS, order=order, refresh=3)
+    fb.binarize_(model, min_binary_macs=0, latent_clip=1.0 if clip else None)
+    progression = fb.StoMPP(model, STEPS, order=order, refresh=3, ste=ste)
     parallel = model if world == 1 else nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     progression.attach(optimizer)
@@ -54,7 +58,48 @@ def train(norm: bool, order: str, rank: int, world: int) -> tuple[dict, list]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(parallel(x[rows]), y[rows]).backward()
         optimizer.step()
+        fb.clip_latents_(model)
     return model.state_dict(), masks
+
+
+def train_sharded(rank: int) -> dict:
+    torch.manual_seed(0)
+    model = Block(norm=False).double()
+    fb.binarize_(model, min_binary_macs=0, latent_clip=1.0)
+    progression = fb.StoMPP(model, STEPS, refresh=3, ste="ste_clip")
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (model.conv1, model.conv2):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    progression.attach(optimizer)
+    data = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(8, 3, 6, 6, generator=data, dtype=torch.float64)
+        y = torch.randint(4, (8,), generator=data)
+        rows = slice(rank * 4, rank * 4 + 4)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        fb.clip_latents_(model)
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
+
+
+def sharded_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    weights = train_sharded(rank)
+    if rank == 0:
+        torch.save(weights, f"{folder}/sharded.pt")
+    dist.destroy_process_group()
+
+
+def test_fsdp2_equals_one_process(tmp_path: Path):
+    spawn(sharded_worker, (str(tmp_path),), nprocs=2)
+    one = train(False, "forward", 0, 1, ste="ste_clip", clip=True)[0]
+    weights = torch.load(tmp_path / "sharded.pt")
+    assert weights.keys() == one.keys()
+    assert all((weights[name] - one[name]).abs().max() < 1e-10 for name in one)
 
 
 def worker(rank: int, folder: str, norm: bool, order: str) -> None:
