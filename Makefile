@@ -22,7 +22,7 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 	touch $@ $(VENV)/demo
 
 demo: $(VENV)/demo  ## train float, STE, StoMPP and StoMPP+STE on embedded data; leaves runs/demo/report.html
-	$(BIN)/frostbit compare recipes/demo.yaml --out runs/demo --jobs 2
+	$(BIN)/frostbit compare recipes/demo.yaml --out runs/demo --jobs 2 --overwrite
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -12,9 +12,13 @@ import torch
 
 from frostbit.training import files, run
 from frostbit.training.module import TrainingModule
+from frostbit.training.resolve import flatten, resolve
 from frostbit.training.run import resume, train
 
+from .conftest import TINY
+
 fork = multiprocessing.get_context("fork")
+KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "frostbit")
 ARM = {"arm": "a", "seed": 3}
 
 
@@ -34,7 +38,7 @@ def traces(folder):
     checkpoint["frostbit"].pop("seconds")
     result = json.loads((folder / "result.json").read_text())
     return {
-        "checkpoint": {k: checkpoint[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "frostbit")},
+        "checkpoint": {k: checkpoint[k] for k in KEPT},
         "final": torch.load(folder / "final.pt", weights_only=True),
         "metrics": (folder / "metrics.csv").read_bytes(),
         "steps": (folder / "metrics_steps.csv").read_bytes(),
@@ -115,21 +119,30 @@ def test_resume_of_a_finished_run_changes_nothing(reference, tmp_path):
     assert same(traces(tmp_path / "whole"), expected)
 
 
+@pytest.fixture(scope="module")
+def long_reference(tmp_path_factory):
+    """A longer run and the seconds it takes, once the imports of a first one are paid."""
+    recipe = resolve(flatten(TINY), {"method": "stompp", "train.epochs": 30})
+    folder = tmp_path_factory.mktemp("long")
+    train(recipe, folder=folder / "warm-up", **ARM)
+    began = time.perf_counter()
+    train(recipe, folder=folder / "whole", **ARM)
+    return recipe, time.perf_counter() - began, traces(folder / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_random_moments(seed, tiny, tmp_path):
-    recipe = tiny(**{"train.epochs": 12})
-    began = time.perf_counter()
-    train(recipe, folder=tmp_path / "whole", **ARM)
-    moment = random.Random(seed).uniform(0, time.perf_counter() - began)
+def test_ten_random_moments(seed, long_reference, tmp_path):
+    recipe, seconds, expected = long_reference
     folder = tmp_path / "killed"
     process = fork.Process(target=train, args=(recipe,), kwargs={"folder": folder, **ARM})
     process.start()
-    time.sleep(moment)
+    time.sleep(random.Random(seed).uniform(0, 0.9 * seconds))
     process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL
     if (folder / "config.yaml").exists():
         resume(folder)
     else:
         train(recipe, folder=folder, **ARM)
-    assert same(traces(folder), traces(tmp_path / "whole"))
+    assert same(traces(folder), expected)

@@ -42,6 +42,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
             if len(seeds) > 1:
                 axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
         _tidy(axes, title, "epoch", "%" if axes is panels[0] else "")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return figure
 
@@ -81,8 +82,8 @@ def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
 def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Window]) -> float | None:
     """Return the median drop of training accuracy in the first tenth of a window, in points.
 
-    The drop is the accuracy recorded last before the window opens minus the lowest one recorded in the window's
-    first tenth (its first record if the tenth holds none).
+    The drop is the accuracy recorded last before the window opens minus the lowest one recorded in the
+    window's first tenth (its first record if the tenth holds none).
 
     Args:
         steps: rows with ``step`` and ``train_acc``.
@@ -128,9 +129,7 @@ def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
         axes.spines[side].set_color(_GREY)
 
 
-def _over_seeds(
-    seeds: Sequence[Sequence[Row]], key: str
-) -> tuple[list[float], list[float], list[float], list[float]]:
+def _over_seeds(seeds: Sequence[Sequence[Row]], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
     by_epoch: dict[float, list[float]] = {}
     for curve in seeds:
         for row in curve:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2733; 
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: 1rem; border-top: 1px solid #dde3ea; }
 p { max-width: 46rem; }
 .lead, figcaption { color: #55626f; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e8ecf1; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; }
+th, td { border-bottom: 1px solid #e8ecf1; }
 th { font-weight: 600; white-space: nowrap; }
 .figures td:not(:first-child), .figures th:not(:first-child) { text-align: right; }
 .scroll { overflow-x: auto; }
@@ -68,15 +71,19 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bo
 def image(png: bytes, caption: str) -> str:
     """Return a figure that holds its PNG inside the page."""
     data = base64.b64encode(png).decode()
-    text = escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-    )
+    shown = f"<figcaption>{escape(caption)}</figcaption>"
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">{shown}</figure>'
 
 
 def text(paragraph: str) -> str:
     """Return a paragraph."""
     return f"<p>{escape(paragraph)}</p>"
+
+
+def links(targets: Mapping[str, str]) -> str:
+    """Return a list of links, ``{what is shown: address relative to the page}``."""
+    items = (f'<li><a href="{quote(to)}">{escape(shown)}</a></li>' for shown, to in targets.items())
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def preformatted(content: str) -> str:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("frostbit"):
             raise
-        print(f"frostbit: this needs the package {error.name!r}: pip install 'frostbit[all]'", file=sys.stderr)
+        print(f"frostbit: needs the package {error.name!r}: pip install 'frostbit[all]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("frostbit: interrupted", file=sys.stderr)

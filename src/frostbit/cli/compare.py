@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
     """Run every arm with every seed, show one table; return 1 if some run stopped with an error."""
     parser = make_parser(
         "compare",
-        "Train several methods on one matched recipe and hold them side by side. Finished runs are not repeated, "
-        "interrupted ones go on where they stopped.",
+        "Train several methods on one matched recipe and hold them side by side. Finished runs are not "
+        "repeated, interrupted ones go on where they stopped.",
         usage="[recipe.yaml | --methods a,b] [options]",
         without=["method"],
     )
@@ -56,9 +56,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--config", type=str | None, help="the same, as an option")
     parser.add_argument("--methods", type=str | None, help=f"without a recipe: some of {', '.join(METHODS)}")
     parser.add_argument("--arms", type=str | None, help="only these arms of the recipe, separated by commas")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each if several")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one thread each if several")
     parser.add_argument("--out", type=str | None, help="folder of the experiment; runs/<name> if left out")
-    parser.add_argument("--results", type=str | None, help="also write DIR/<recipe>/<arm>-seed<k>.json and table.md")
+    parser.add_argument("--results", type=str | None, help="also write results and table to DIR/<recipe>/")
     parser.add_argument("--overwrite", action="store_true", help="replace runs that had other settings")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     own, given = parse(parser, argv)
@@ -68,9 +68,7 @@ def run(argv: Sequence[str]) -> int:
     first = next(iter(recipes.values()))
     out = Path(own["out"] or Path("runs") / first.name)
     jobs = [
-        Job(arm, seed, recipe, out / f"{arm}-seed{seed}")
-        for seed in first.seeds
-        for arm, recipe in recipes.items()
+        Job(arm, seed, recipe, out / f"{arm}-seed{seed}") for seed in first.seeds for arm, recipe in recipes.items()
     ]
     failures = run_jobs(jobs, own["jobs"], overwrite=own["overwrite"], quiet=own["quiet"])
     order = list(recipes)
@@ -135,7 +133,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, *, overwrite: bool, quiet: bool)
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
     failures: dict[str, str] = {}
     total, count = len(waiting), 0
-    # a polite end must reach the `finally` below: runs left behind would write into the folders of the next attempt
+    # a polite end must reach the `finally` below: runs left behind would disturb the next attempt
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         while waiting or running:

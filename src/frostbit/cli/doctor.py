@@ -20,7 +20,10 @@ PACKAGES = (
 def run(argv: Sequence[str]) -> int:
     """Print versions, devices, compiler and data; return 1 if something that training needs is missing."""
     parser = make_parser(
-        "doctor", "Versions, devices, compiler and data found on this machine.", usage="[options]", settings=False
+        "doctor",
+        "Versions, devices, compiler and data found on this machine.",
+        usage="[options]",
+        settings=False,
     )
     parser.add_argument("--path", type=str | None, help="also look at this folder of data")
     own, _ = parse(parser, argv)
@@ -75,5 +78,6 @@ def _describe_folder(folder: Path) -> str:
     if files:
         return f"parquet files {', '.join(files)}"
     splits = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    classes = [f"{path.name} with {sum(1 for c in path.iterdir() if c.is_dir())} class folders" for path in splits]
-    return ", ".join(classes) or "neither parquet files nor class folders"
+    counts = {path.name: sum(1 for inner in path.iterdir() if inner.is_dir()) for path in splits}
+    found = [f"{name} with {count} class folders" for name, count in counts.items()]
+    return ", ".join(found) or "neither parquet files nor class folders"

@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the accuracies of a run's last checkpoint: as it is, hardened, hardened and recalibrated."""
     parser = make_parser(
         "evaluate",
-        "Accuracies of a run's last checkpoint on its test images: as it is, hardened, hardened and recalibrated.",
+        "Accuracies of a run's last checkpoint on its test images: as it is, hardened, recalibrated.",
         usage="RUN [options]",
         settings=False,
     )

@@ -13,13 +13,13 @@ def run(argv: Sequence[str]) -> int:
     """Draw the frozen share of each unit and the saw-tooth of runs, as PNG and on an HTML page."""
     parser = make_parser(
         "inspect",
-        "Frozen share of each unit over time and the saw-tooth of training, as inspect.png in each run folder and "
-        "on an HTML page. Works on unfinished runs too.",
+        "Frozen share of each unit over time and the saw-tooth of training, as inspect.png in each run "
+        "folder and on an HTML page. Works on unfinished runs too.",
         usage="RUN [RUN ...] [options]",
         settings=False,
     )
     parser.add_argument("runs", nargs="+", type=str, help="run folders")
-    parser.add_argument("--out", type=str | None, help="the page; inspect.html beside or in the run if left out")
+    parser.add_argument("--out", type=str | None, help="the page; inspect.html by the run if left out")
     own, _ = parse(parser, argv)
 
     from frostbit.analysis import Section, page
@@ -36,6 +36,6 @@ def run(argv: Sequence[str]) -> int:
         print(folder / "inspect.png")
     default = folders[0] / "inspect.html" if len(folders) == 1 else folders[0].parent / "inspect.html"
     out = Path(own["out"] or default)
-    write_atomically(out, page("Inside the runs", f"{len(folders)} training run(s), step by step.", sections))
+    write_atomically(out, page("Inside the runs", "Step by step, as the optimizer saw it.", sections))
     print(out)
     return 0

@@ -1,8 +1,9 @@
-"""Options that commands share: every setting of a recipe by its dotted name, the usual ones by a short name."""
+"""Options that commands share: each setting by its dotted name, the usual ones by a short name too."""
 
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ SHORT = {
     "data": "data.name",
     "epochs": "train.epochs",
     "batch": "train.batch",
+    "seed": "seeds",
     "lr": "optimizer.lr",
     "refresh": "progression.refresh",
     "order": "progression.order",
@@ -40,10 +42,12 @@ def make_parser(
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(
+    parser: Any = ArgumentParser(
         prog=f"frostbit {command}",
         usage=f"frostbit {command} {usage}",
-        description=description, exit_on_error=False, allow_abbrev=False
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.recipe_settings = set()
     if not settings:
@@ -59,7 +63,7 @@ def make_parser(
         section = name.partition(".")[0] if "." in name else ""
         if name in skipped or section in skipped:
             continue
-        # the short names are rewritten in parse(): jsonargparse would take `--data` for the whole group `data.*`
+        # short names are rewritten in parse(): jsonargparse would take `--data` for the whole group `data.*`
         short = f"[or --{shorts[name]}] " if name in shorts else ""
         group = usual if name in SHORT.values() else groups[section]
         parser.recipe_settings.add(name)
@@ -90,9 +94,9 @@ def parse(parser: Any, argv: Sequence[str]) -> tuple[dict[str, Any], Flat]:
     # dict-valued settings such as model.args stay whole: only the settings' own names are looked up
     settings = {name: given[name] for name in SETTINGS if name in parser.recipe_settings and name in given}
     own = {
-        action.dest: given[action.dest] if action.dest in given else action.default
+        action.dest: given.get(action.dest, action.default)
         for action in parser._actions
-        if action.dest not in parser.recipe_settings and action.dest != "help"
+        if action.dest not in parser.recipe_settings and action.default != SUPPRESS
     }
     return own, settings
 
@@ -118,9 +122,14 @@ def _normalize(parser: Any, argv: Sequence[str]) -> list[str]:
         setting = SETTINGS[name] if name in parser.recipe_settings else None
         text = words[index]
         # --seeds 0,1,2 instead of --seeds '[0, 1, 2]'
-        if setting and get_origin(setting.kind) is list and text[:1] not in "[-":
+        if setting and _is_list(setting.kind) and text != "null" and text[:1] not in "[-":
             words[index] = f"[{text}]"
     return words
+
+
+def _is_list(kind: Any) -> bool:
+    options = (kind, *get_args(kind))
+    return any(get_origin(option) in (list, tuple) for option in options) and str not in options
 
 
 def _check_flag(parser: Any, flag: str) -> None:
@@ -142,7 +151,7 @@ def _check_flag(parser: Any, flag: str) -> None:
 
 def _explain(parser: Any, text: str) -> str:
     key = re.search(r'Parser key "([^"]+)"', text)
-    value = re.search(r"Got value: (.*)", text)
+    value = re.search(r"(?:Got|Given) value: (.*)", text)
     if key and value:
         kinds = {a.dest: getattr(a, "_typehint", a.type) for a in parser._actions}
         kind = SETTINGS[key[1]].kind if key[1] in parser.recipe_settings else kinds.get(key[1])

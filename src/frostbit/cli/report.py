@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from frostbit.analysis import Section, differences_by_value, figures, page, summarize
-from frostbit.analysis.page import image, preformatted, table, text
+from frostbit.analysis.page import image, links, preformatted, table, text
 from frostbit.analysis.tables import HEADINGS, cells
 from frostbit.training.files import read_json, write_atomically
 
@@ -70,12 +70,16 @@ def inside_section(folder: Path, result: Result) -> Section | None:
     body = image(png, f"Training of {result['arm']}, seed {result['seed']}, step by step.")
     amplitude = figures.sawtooth_amplitude(steps, result["windows"])
     if amplitude is not None:
-        body = text(f"Median drop of train accuracy in the first tenth of a window: {amplitude:.1f} points.") + body
+        drop = f"Median drop of train accuracy in the first tenth of a window: {amplitude:.1f} points."
+        body = text(drop) + body
     return Section("Inside the run", body)
 
 
 def comparison_page(
-    name: str, results: Sequence[Result], differences: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]
+    name: str,
+    results: Sequence[Result],
+    differences: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
 ) -> tuple[str, bytes]:
     """Return the page of a comparison and its figure.
 
@@ -95,8 +99,8 @@ def comparison_page(
             "Accuracy of the binary networks",
             table(HEADINGS, rows, figures=True)
             + text(
-                "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm statistics "
-                "taken anew on training images. Mean ± standard deviation over seeds."
+                "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm "
+                "statistics taken anew on training images. Mean ± standard deviation over seeds."
             ),
         ),
         Section("Curves", image(png, "Mean over seeds; the band spans lowest to highest seed.")),
@@ -108,7 +112,10 @@ def comparison_page(
     if failures:
         sections.insert(1, Section("Runs that stopped", table(("run", "why"), list(failures.items()))))
     if results:
-        sections.append(Section("Configuration of the first arm", preformatted(_yaml(results[0]["resolved"]))))
+        runs = [f"{result['arm']}-seed{result['seed']}" for result in results]
+        sections.append(Section("Runs", links({run: f"{run}/report.html" for run in runs})))
+        config = _yaml(results[0]["resolved"])
+        sections.append(Section(f"Configuration of {runs[0]}", preformatted(config)))
         sections.append(origin_section(results))
     return page(f"{name}: comparison", f"{len(results)} runs.", sections), png
 

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
             channels, size, classes = SHAPES[recipe.data.name]
             size = recipe.data.size or recipe.model.input_size or size
             check_shape(recipe, recipe.data.name, size, classes)
-            example = torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(0))
+            example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         else:
             data = load_data(recipe)
             check_shape(recipe, data.name, data.image_shape[1], len(data.classes))

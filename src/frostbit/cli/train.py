@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--arm", type=str | None, help="which arm of the recipe")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, data order and masks")
     parser.add_argument("--out", type=str | None, help="folder of the experiment; runs/<name> if left out")
-    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with an interrupted run folder")
+    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="replace an older run in the same folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     own, given = parse(parser, argv)
@@ -76,7 +76,7 @@ def choose_arm(stated: Flat, arm: str | None, given: Flat) -> tuple[str, list[Fl
     arms = stated.get("arms") or {}
     if arm is None:
         if arms and "method" not in given:
-            raise UsageError(f"the recipe has arms: choose one with --arm ({', '.join(arms)}) or use frostbit compare")
+            raise UsageError(f"the recipe has arms: use frostbit compare, or choose --arm from {', '.join(arms)}")
         return str(overlay(stated, given).get("method", Recipe().method)), [stated]
     if arm not in arms:
         raise UsageError(f"the recipe has no arm {arm!r}: {nearest(arm, arms)}")
@@ -115,7 +115,9 @@ def report(folder: Path, result: dict[str, Any], *, quiet: bool) -> None:
     write_run_page(folder, result)
     if not quiet:
         final = result["final"]
+        how = f", fully binary and recalibrated ({final['raw']:.2f} % raw)" if result["binary_macs"] else ""
         print(
-            f"{result['arm']}, seed {result['seed']}: {final['recalibrated']:.2f} % test accuracy, fully binary "
-            f"and recalibrated ({final['raw']:.2f} % raw) in {result['seconds']:.0f} s\n{folder / 'report.html'}"
+            f"{result['arm']}, seed {result['seed']}: {final['recalibrated']:.2f} % test accuracy{how} "
+            f"in {result['seconds']:.0f} s"
         )
+        print(folder / "report.html")

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -177,9 +176,7 @@ def check_shape(recipe: Recipe, name: str, size: int, classes: int) -> None:
     if model.num_classes is not None and model.num_classes < classes:
         raise UsageError(f"model.num_classes is {model.num_classes}, but {name!r} has {classes} classes")
     if model.input_size is not None and model.input_size != size:
-        raise UsageError(
-            f"model.input_size is {model.input_size}, but the images are {size} wide: leave it out, or set data.size"
-        )
+        raise UsageError(f"model.input_size is {model.input_size}, but images are {size} wide: leave it out")
     model.num_classes = model.num_classes or classes
     model.input_size = size
     recipe.model = model

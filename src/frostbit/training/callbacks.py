@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's own documentation uses
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
+from torch.nn import functional as F
 
 from frostbit.evaluation import hardened as hardening
 from frostbit.training.record import Sums

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +16,7 @@ def first_not_finite_state(net: nn.Module) -> str | None:
     named = [(name, value) for name, value in net.state_dict(keep_vars=True).items() if value.is_floating_point()]
     if not named or bool(torch.stack([value.detach().isfinite().all() for _, value in named]).all()):
         return None
-    name = next(name for name, value in named if not value.isfinite().all())
-    owner, _, leaf = name.rpartition(".")
-    kind = "batch-norm statistic" if leaf.startswith("running_") else "latent" if leaf == "weight" else leaf
-    return f"{owner or 'the network'} ({kind} {leaf!r})" if kind != leaf else f"{owner or 'the network'} ({leaf!r})"
+    return repr(next(name for name, value in named if not value.isfinite().all()))
 
 
 @torch.no_grad()
@@ -33,15 +32,15 @@ def first_not_finite(net: nn.Module, images: Tensor | None) -> str | None:
         return culprit
     found: list[str] = []
 
-    def look(name: str) -> object:
-        def hook(module: nn.Module, args: object, output: object) -> None:
+    def look(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, args: object, output: object) -> None:
             if isinstance(output, Tensor) and not found and not output.isfinite().all():
-                found.append(f"{name} (its output)")
+                found.append(f"the output of {name!r}")
 
         return hook
 
     handles = [
-        module.register_forward_hook(look(name))  # type: ignore[arg-type] # a hook without return value
+        module.register_forward_hook(look(name))
         for name, module in net.named_modules()
         if name and not any(module.children())
     ]

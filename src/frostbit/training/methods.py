@@ -1,7 +1,7 @@
 """Methods by name: each a small preset of the answers in ``binarize`` and ``progression``.
 
-A preset only fills what a recipe, an arm or the command line leaves open. ``None`` for a section means that the
-method has no such thing: a float network has no quantizer, a straight-through network no progression.
+A preset only fills what a recipe, an arm or the command line leaves open. ``None`` for a section means that
+the method has no such thing: a float network has no quantizer, a straight-through network no progression.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Preset = dict[str, Any]
 # BinaryConnect: identity gradient, latents kept in [-1, 1]
 _STE_WEIGHT: Preset = {"weight": "ste_identity", "latent_clip": 1.0}
 _STE: Preset = {**_STE_WEIGHT, "input": "ste_clip"}
-# a frozen entry is a sign, an unfrozen one clip; which surrogate frozen entries use is the progression's `ste`
+# a frozen entry is a sign, an unfrozen one clip; the progression's `ste` says what passes a frozen one
 _MASKED: Preset = {"weight": "ste_clip", "input": "ste_clip"}
 _WEIGHTS_ONLY: Preset = {"weight": "ste_clip", "input": None}
 

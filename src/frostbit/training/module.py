@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's own documentation uses
+import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
+from torch.nn import functional as F
 
 from frostbit.data import Augment, Dataset, Loader, Split
 from frostbit.errors import RunError, UsageError
@@ -83,9 +83,7 @@ class TrainingModule(L.LightningModule):
             config.train.batch,
             shuffle=train,
             drop_last=train,
-            augment=Augment(flip=augment.flip, crop_pad=augment.crop_pad, crop_per=augment.crop_per)
-            if train
-            else None,
+            augment=Augment(flip=augment.flip, crop_pad=augment.crop_pad, crop_per=augment.crop_per) if train else None,
             mean=self.data.mean,
             std=self.data.std,
             seed=self.seed,
@@ -98,10 +96,13 @@ class TrainingModule(L.LightningModule):
             self._test_loaders[id(split)] = loader
         return loader
 
+    def release_loaders(self) -> None:
+        """Forget the kept loaders, whose shards belong to the number of ranks that they were made for."""
+        self._test_loaders.clear()
+
     def train_dataloader(self) -> Loader:
         """Return the training batches."""
         self._train_loader = self.loader(self.data.train, train=True)
-        self._train_loader.set_epoch(self.current_epoch)
         return self._train_loader
 
     def on_train_epoch_start(self) -> None:
@@ -134,7 +135,7 @@ class TrainingModule(L.LightningModule):
             raise self.failure("the loss", self.global_step, images)
         self._unchecked.append(loss.detach())
         self.record.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
-        # with everything frozen no gradient is left; the step and the progression's clock still have to happen
+        # with everything frozen no gradient is left; the step and the clock still have to happen
         return loss if loss.requires_grad else loss.detach().requires_grad_()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -160,7 +161,7 @@ class TrainingModule(L.LightningModule):
         return total
 
     def check_losses(self) -> None:
-        """Stop if a loss since the last check was not finite: one wait for the device instead of one per step."""
+        """Stop if a loss since the last check was not finite; waits for the device once, not at each step."""
         losses, self._unchecked = self._unchecked, []
         if losses and losses[0].device.type != "cpu":
             bad = (~torch.stack(losses).isfinite()).nonzero()
@@ -187,11 +188,17 @@ class TrainingModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` added, after a look at whether it is this network's."""
-        check_keys(self.state_dict(), checkpoint.get("state_dict", {}), str(self.checkpoint))
+        source = str(self.checkpoint)
+        if "frostbit" not in checkpoint:
+            raise UsageError(f"{source!r} is no checkpoint of a run: it holds nothing of frostbit")
+        check_keys(self.state_dict(), checkpoint["state_dict"], source)
         state = checkpoint["frostbit"]
+        if (state["progression"] is None) != (self.progression is None):
+            expected = "without" if self.progression is None else "with"
+            raise UsageError(f"{source!r} belongs to another method: expected one {expected} a progression")
         if self.progression is not None:
             self.progression.load_state_dict(state["progression"])
-        self.record.load_state_dict(state["record"], self.device)
+        self.record.load_state_dict(state["record"])
         self.seconds_before, self.seconds_evaluating = state["seconds"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():

@@ -22,10 +22,8 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) 
             nesterov=bool(config.nesterov),
             weight_decay=config.weight_decay,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    return kind(
-        parameters, lr=config.lr, betas=config.betas or (0.9, 0.999), weight_decay=config.weight_decay
-    )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, betas=config.betas or (0.9, 0.999), weight_decay=config.weight_decay)
 
 
 def lr_factor(config: ScheduleConfig, lr: float, step: int, steps_per_epoch: int, total_steps: int) -> float:

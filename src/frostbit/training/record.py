@@ -22,8 +22,10 @@ class Sums:
 
     def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
         """Add a batch: its mean loss, its number of hits, its size."""
-        new = torch.stack([loss.detach().double() * count, correct.double(), correct.new_tensor(count).double()])
-        self.values = new if self.values is None else self.values + new
+        size = correct.new_tensor(count)
+        new = torch.stack([loss.detach().double() * count, correct.double(), size.double()])
+        # restored sums are on the CPU until the network has moved to its device
+        self.values = new if self.values is None else self.values.to(new.device) + new
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """Return mean loss and accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
@@ -36,8 +38,8 @@ class Sums:
 class Record:
     """The rows of ``metrics.csv`` and ``metrics_steps.csv``, and the sums of rows not finished yet.
 
-    All of it is in the checkpoint: both files are rewritten whole from here, so a resumed run ends with the same
-    files as an uninterrupted one.
+    All of it is in the checkpoint: both files are rewritten whole from here, so a resumed run ends with the
+    same files as an uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -60,12 +62,11 @@ class Record:
             "since_row": self.since_row.values,
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.curve, self.steps = list(state["curve"]), list(state["steps"])
         for name in ("since_evaluation", "since_row"):
-            values = state[name]
-            getattr(self, name).values = None if values is None else values.to(device)
+            getattr(self, name).values = state[name]
 
     def write(self, folder: Path) -> None:
         """Rewrite both files, each atomically."""

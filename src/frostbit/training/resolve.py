@@ -31,7 +31,10 @@ SCHEDULE_FIELDS = {
 }
 COMMON_FIELDS = ("order", "steps_per_unit", "tail", "seed")
 PROGRESSION_FIELDS = {
-    "stompp": tuple("schedule refresh refresh_rule soft soft_hardness ste targets mask drop_frozen".split()),
+    "stompp": (
+        *("schedule", "refresh", "refresh_rule", "soft", "soft_hardness"),
+        *("ste", "targets", "mask", "drop_frozen"),
+    ),
     "anneal": ("quantity", "start", "end", "shape"),
 }
 METHOD_SECTIONS = ("binarize", "progression")
@@ -48,17 +51,18 @@ class Setting:
 
 def _dataclass_of(hint: Any) -> type | None:
     for option in (hint, *get_args(hint)):
-        if dataclasses.is_dataclass(option):
-            return option if isinstance(option, type) else None
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
     return None
 
 
 def _walk(cls: type, prefix: str = "") -> tuple[dict[str, Setting], dict[str, bool]]:
     settings: dict[str, Setting] = {}
     sections: dict[str, bool] = {}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for f in dataclasses.fields(cls):
-        name, hint = prefix + f.name, hints[f.name]
+        name = prefix + f.name
+        hint, text = get_args(hints[f.name])
         inner = _dataclass_of(hint)
         if inner is not None:
             sections[name] = type(None) in get_args(hint)
@@ -67,7 +71,7 @@ def _walk(cls: type, prefix: str = "") -> tuple[dict[str, Setting], dict[str, bo
             sections.update(deeper)
         else:
             default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-            settings[name] = Setting(hint, default, f.metadata["help"])
+            settings[name] = Setting(hint, default, text)
     return settings, sections
 
 
@@ -174,8 +178,8 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     Args:
         *layers: flat settings as from :func:`flatten`, weakest first.
         strict: the strongest layer; unlike the others, it may not speak about a section that the method lacks
-            (a recipe's shared ``progression.refresh`` means nothing to its STE arm, but a typed ``--refresh`` is a
-            mistake there).
+            (a recipe's shared ``progression.refresh`` means nothing to its STE arm, but a typed ``--refresh``
+            is a mistake there).
 
     Returns:
         The recipe, with fields that mean nothing for the chosen optimizer or schedule set to ``None``.
@@ -214,8 +218,8 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
         configs: ``{arm: nested configuration}`` as from :func:`to_dict`.
 
     Returns:
-        ``{setting: {arm: value}}``, only settings with more than one value. Where only some arms have a section,
-        its own row says ``False`` or ``True``, and its settings are compared among those that have it.
+        ``{setting: {arm: value}}``, only settings with more than one value. Where only some arms have a
+        section, its own row says ``False`` or ``True``, and its settings are compared among those arms.
     """
     flats = {arm: flatten({k: v for k, v in c.items() if k in _TOP}) for arm, c in configs.items()}
     table: dict[str, dict[str, Any]] = {}
@@ -237,7 +241,7 @@ _FILLED = {"model.num_classes", "model.input_size"}
 
 
 def changed(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return the settings, old and new, that make ``new`` another run than ``old``; empty for the same run."""
+    """Return the settings, old and new, that make ``new`` another run than ``old``; none for the same run."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return {
         name: (before.get(name), after.get(name))
@@ -334,11 +338,11 @@ def _settle(recipe: Recipe) -> None:
         _clear_others(recipe.progression, kind, PROGRESSION_FIELDS)
         recipe.progression.order = recipe.progression.order or {"stompp": "forward", "anneal": "global"}[kind]
     if recipe.schedule.name == "step" and not recipe.schedule.milestones:
-        raise UsageError("schedule.milestones must list the epochs at which a step schedule changes, found none")
+        raise UsageError("schedule.milestones must list the epochs of a step schedule, found none")
     _choice("train.strategy", recipe.train.strategy, ("auto", "ddp"))
     _choice("train.accelerator", recipe.train.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     if recipe.progression is not None and recipe.binarize is None:
-        raise UsageError("a progression needs binarize.weight or binarize.input: a float network has nothing to freeze")
+        raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")
     flat = flatten(dataclasses.asdict(recipe))
     for name, low, strictly in _BOUNDS:
         value = flat.get(name)
@@ -349,7 +353,7 @@ def _settle(recipe: Recipe) -> None:
     if not recipe.seeds:
         raise UsageError("seeds must hold at least one number, found an empty list")
     if not re.fullmatch(r"[\w.+-]+", recipe.name):
-        raise UsageError(f"name must be letters, digits and . _ + - (it becomes a folder), found {recipe.name!r}")
+        raise UsageError(f"name becomes a folder: use letters, digits and . _ + -, found {recipe.name!r}")
 
 
 def _clear_others(part: object, chosen: str, table: Mapping[str, Iterable[str]]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's own documentation uses
+import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -36,8 +37,8 @@ def train(
     """Train one arm with one seed and leave a folder that explains itself.
 
     The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``tb/``, ``last.ckpt``,
-    ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch, batch-norm
-    statistics recalibrated; ``last.ckpt`` keeps the statistics of the training.
+    ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch,
+    batch-norm statistics recalibrated; ``last.ckpt`` keeps the statistics of the training.
 
     Args:
         recipe: complete, see :func:`frostbit.training.resolve.resolve`.
@@ -72,7 +73,7 @@ def train(
     with quiet_lightning():
         trainer = make_trainer(recipe, folder, progress)
         if trainer.is_global_zero:
-            write_config(folder, recipe, arm, seed)
+            write_config(folder, recipe, arm, seed, derived(built))
         try:
             trainer.fit(module, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
         except OSError as error:  # the event files of TensorBoard are not written by us
@@ -116,7 +117,7 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
             use_distributed_sampler=False,
             log_every_n_steps=10**9,
         )
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
             f"train.accelerator {accelerator} with {config.devices} device(s) is not possible here: {reason}"
@@ -126,10 +127,12 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
 def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L.Trainer) -> dict[str, Any]:
     """Score the hardened network raw and recalibrated, write ``final.pt``, and return the result."""
     folder = Path(str(trainer.logger.save_dir)) if trainer.logger else Path()
-    # one process scores the whole split, whatever the number of ranks was
+    # one process scores the whole split, whatever the number of ranks was; Lightning has left the device by now
     module._trainer = None
+    module.release_loaders()
+    module.to(trainer.strategy.root_device)
     context = trainer.precision_plugin.forward_context
-    net = module.net.to(module.device)
+    net = module.net
     test = module.loader(built.data.test)
     raw = score(net, test, hardened=True, context=context)[1]
     recalibrated = raw
@@ -152,7 +155,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
         "curve": curve,
-        "final": {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"] if curve else None},
+        "final": {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"]},
     }
 
 
@@ -175,7 +178,8 @@ def windows(built: Built) -> list[tuple[str, int, int]]:
 
 def binary_mac_share(built: Built) -> float:
     """Return the share of multiply-accumulates that became binary."""
-    return 0.0 if built.report is None or built.report.binary_macs is None else round(built.report.binary_macs, 4)
+    share = None if built.report is None else built.report.binary_macs
+    return round(share or 0.0, 4)
 
 
 def resolved_config(built: Built) -> dict[str, Any]:
@@ -185,16 +189,20 @@ def resolved_config(built: Built) -> dict[str, Any]:
         holder = config if section is None else config[section]
         if holder[key] is not None:
             holder[key] = Path(holder[key]).name
-    config["derived"] = {"steps": built.total_steps, "steps_per_epoch": built.steps_per_epoch}
-    return config
+    return config | {"derived": derived(built)}
 
 
-def write_config(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
-    """Write ``config.yaml``: all that is needed to repeat or resume the run."""
+def derived(built: Built) -> dict[str, int]:
+    """Return what follows from the configuration and the data."""
+    return {"steps": built.total_steps, "steps_per_epoch": built.steps_per_epoch}
+
+
+def write_config(folder: Path, recipe: Recipe, arm: str, seed: int, derived: Mapping[str, int] | None = None) -> None:
+    """Write ``config.yaml``: all that is needed to repeat or resume the run, and what followed from it."""
     import yaml
 
-    text = yaml.safe_dump({"arm": arm, "seed": seed, "recipe": to_dict(recipe)}, sort_keys=False)
-    write_atomically(folder / "config.yaml", text)
+    config = {"arm": arm, "seed": seed, "recipe": to_dict(recipe), "derived": dict(derived or {})}
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def read_config(folder: str | Path) -> tuple[Recipe, str, int]:

@@ -1,0 +1,142 @@
+"""Each command does its work on a small network, from the command line as a user types it."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from frostbit.cli import main
+from frostbit.cli.options import make_parser, parse
+
+SMALL = [
+    *("--model", "mlp", "--model.args.hidden", "[16,16]", "--binarize.min_binary_macs", "0"),
+    *("--data.limit_train", "320", "--data.limit_test", "100", "--epochs", "2", "--batch", "64"),
+    *("--train.threads", "1", "--train.accelerator", "cpu", "--train.record_every", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def frostbit(*words, code=0):
+    assert main([w for word in words for w in (word.split() if isinstance(word, str) else word)]) == code
+
+
+def test_train_evaluate_and_inspect(workplace, capsys):
+    frostbit("train --method stompp --seed 3 --out x", SMALL)
+    folder = workplace / "x" / "stompp-seed3"
+    made = [
+        *("config.yaml", "result.json", "metrics.csv", "metrics_steps.csv", "last.ckpt", "final.pt"),
+        *("report.html", "tb"),
+    ]
+    assert {path.name for path in folder.iterdir()} >= {*made, "curves.png", "inspect.png"}
+    result = json.loads((folder / "result.json").read_text())
+    assert f"{result['final']['recalibrated']:.2f} % test accuracy" in capsys.readouterr().out
+
+    frostbit("evaluate --threads 1 x/stompp-seed3")
+    out = capsys.readouterr().out
+    assert f"as it is                 {result['final']['raw']:6.2f} %" in out
+    assert f"hardened, recalibrated   {result['final']['recalibrated']:6.2f} %" in out
+
+    (folder / "result.json").unlink()  # an unfinished run can be looked into as well
+    frostbit("inspect x/stompp-seed3 --out look.html")
+    page = (workplace / "look.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_train_refuses_to_write_over_a_run(workplace, capsys):
+    frostbit("train --method ste --out x", SMALL)
+    before = (workplace / "x" / "ste-seed0" / "result.json").read_bytes()
+    frostbit("train --method ste --out x", SMALL, code=2)
+    assert "holds this very run, which is finished" in capsys.readouterr().err
+    frostbit("train --method ste --out x --lr 0.3", SMALL, code=2)
+    assert "optimizer.lr is 0.1 there, 0.3 here" in capsys.readouterr().err
+    assert (workplace / "x" / "ste-seed0" / "result.json").read_bytes() == before
+    frostbit("train --method ste --out x --lr 0.3 --overwrite", SMALL)
+    assert json.loads((workplace / "x" / "ste-seed0" / "result.json").read_text())["resolved"]["optimizer"]["lr"] == 0.3
+
+
+def test_a_run_that_fails_exits_with_1(capsys):
+    frostbit("train --method ste_identity --lr 1e30 --out x", SMALL, code=1)
+    err = capsys.readouterr().err
+    assert "not finite at step" in err
+    assert err.count("\n") == 1
+
+
+def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
+    arms = {"ste": {"method": "ste"}, "wild": {"method": "ste_identity", "optimizer.lr": 1e30}}
+    (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms, "seeds": [0]}))
+    frostbit("compare r.yaml --jobs 2 --results res", SMALL, code=1)
+    out, err = capsys.readouterr()
+    assert all(word in out for word in ("small", "ste", "optimizer.lr"))
+    table = [line for line in out.splitlines() if not line.startswith("[")]
+    assert max(map(len, table)) <= 80
+    assert "wild-seed0 stopped: the loss is not finite" in err
+    page = (workplace / "runs" / "small" / "report.html").read_text()
+    assert all(word in page for word in ("Runs that stopped", "ste-seed0/report.html"))
+    small = json.loads((workplace / "res" / "small" / "ste-seed0.json").read_text())
+    assert {"recipe", "arm", "seed", "resolved", "git", "versions", "hardware", "seconds", "curve", "final"} <= set(
+        small
+    )
+    assert str(workplace) not in json.dumps(small)
+    table = (workplace / "res" / "small" / "table.md").read_text()
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["ste"]
+
+    finished = workplace / "runs" / "small" / "ste-seed0" / "result.json"
+    stamp = finished.stat().st_mtime_ns
+    frostbit("compare r.yaml --arms ste", SMALL)  # nothing is repeated
+    assert finished.stat().st_mtime_ns == stamp
+    frostbit("compare r.yaml --arms ste --lr 0.2", SMALL, code=2)
+    assert "optimizer.lr is 0.1 there, 0.2 here" in capsys.readouterr().err
+
+
+def test_summary_describes_a_network_without_its_data(capsys):
+    frostbit("summary --model resnet14 --model.width 4 --data cifar100 --method ste")
+    out = capsys.readouterr().out
+    assert "12 layers binary" in out
+    assert "1-bit parameters 10,656" in out
+    frostbit("summary --model mlp --method float")
+    assert "1-bit parameters 0" in capsys.readouterr().out
+
+
+def test_doctor_finds_what_is_there(workplace, capsys):
+    (workplace / "train" / "cat").mkdir(parents=True)
+    frostbit(f"doctor --path {workplace}")
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    assert "train with 1 class folders" in out
+
+
+def test_only_settings_that_were_typed_count_as_given():
+    parser = make_parser("train", "", usage="")
+    parser.add_argument("--out", type=str | None)
+    assert parse(make_parser("compare", "", usage=""), ["--seed", "4"])[1] == {"seeds": [4]}
+    own, given = parse(parser, ["--epochs", "3", "--seeds", "0,1", "--model.args.hidden=[8]", "--data.path", "x"])
+    assert own == {"out": None}
+    assert given == {"train.epochs": 3, "seeds": [0, 1], "model.args": {"hidden": [8]}, "data.path": "x"}
+
+
+@pytest.mark.slow
+def test_two_processes_freeze_what_one_process_freezes(workplace):
+    def shares(folder):
+        with open(workplace / folder / "stompp-seed0" / "metrics_steps.csv", newline="") as file:
+            return [{k: v for k, v in row.items() if k not in ("loss", "train_acc")} for row in csv.DictReader(file)]
+
+    for folder, devices in (("one", "1"), ("two", "2")):
+        command = [sys.executable, "-m", "frostbit.cli", "train", "--method", "stompp", "--out", folder, *SMALL]
+        done = subprocess.run([*command, "--train.devices", devices], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report.html") == 1
+    assert shares("one") == shares("two")
+    result = json.loads((workplace / "two" / "stompp-seed0" / "result.json").read_text())
+    assert result["curve"][-1]["acc_as_is"] == result["final"]["raw"]
