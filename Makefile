@@ -48,8 +48,8 @@ $(VENV)-peers/peers: constraints.txt benchmarks/peers.txt
 	$(VENV)-peers/bin/pip install -q --disable-pip-version-check -r benchmarks/peers.txt -e .
 	touch $@
 
-bench-peers: $(VENV)-peers/peers  ## the same step with brevitas and bitorch, in an environment of their own
-	cd benchmarks && ../$(VENV)-peers/bin/python peers.py
+bench-peers: $(VENV)-peers/peers  ## brevitas, bitorch and torchao beside this, in an environment of their own
+	cd benchmarks && ../$(VENV)-peers/bin/python peers.py && ../$(VENV)-peers/bin/python peers_parq.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers build dist site

@@ -1,6 +1,6 @@
 """Frostbit: train deep binary neural networks in PyTorch and ship them at one bit."""
 
-from frostbit import data, keep, models, nn, progression, quantizers
+from frostbit import data, keep, models, nn, optim, progression, quantizers
 from frostbit.binarize import Report, binarize_
 from frostbit.counting import Summary, summary
 from frostbit.errors import RunError, UsageError
@@ -29,6 +29,7 @@ __all__ = [
     "keep",
     "models",
     "nn",
+    "optim",
     "progression",
     "quantizers",
     "recalibrate_",

@@ -34,6 +34,8 @@ _BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.MultiheadAttention: fnn.MultiheadAttention,
 }
 _RELUS = (nn.ReLU, nn.ReLU6)
+#: torch's modules with an inference fast path, and the attribute without which they do not take it
+_FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
 _OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
 
 
@@ -89,7 +91,7 @@ def binarize_(
     input: Spec = "ste_clip",
     example_input: Any = None,
     placement: Placement = "input",
-    keep: keep_rules.Spec = keep_rules.first_last_downsample,
+    keep: keep_rules.Spec = keep_rules.default,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     weight_scale: WeightScale = None,
     pad_value: float = 0.0,
@@ -100,14 +102,17 @@ def binarize_(
 
     Args:
         model: a float model: `frostbit.models`, torchvision, timm, transformers, or your own.
-        weight: quantizer of the weights (see `frostbit.quantizers.resolve`), ``None`` for real weights.
+        weight: quantizer of the weights (see `frostbit.quantizers.resolve`), ``None`` for real weights. With
+            ``"direct"`` the parameter itself becomes ±1, the sign of what it was, for a flip optimizer.
         input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks).
         example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
             Needed only where the model has no ``input_shape`` and cannot be traced without.
         placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
             reads becomes the identity, since the sign of a ReLU's output is +1 always. ``"activation"``: every
             ReLU becomes a quantizer, the sum of a residual block included.
-        keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs.
+        keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
+            own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
+            ``binarize_defaults = {"keep": …, "overrides": …}``; such overrides come before those given here.
         overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
             "latent_clip": …}}`` for single layers; later entries win.
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
@@ -129,7 +134,10 @@ def binarize_(
     if any(isinstance(module, (BinaryLayer, fnn.Binarizer)) for module in model.modules()):
         raise UsageError(f"{type(model).__name__} is binary already: binarize_ takes a float model")
     batch = default_example(model) if example_input is None else example_input
-    conversion = _Conversion(model, trace(model, batch), placement)
+    own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
+    if keep is keep_rules.default:
+        keep = own.get("keep", keep_rules.first_last_downsample)
+    conversion = _Conversion(model, trace(model, batch), placement, own.get("overrides", {}))
     try:
         conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
         if input is not None or placement == "activation":
@@ -145,8 +153,11 @@ def binarize_(
 class _Conversion:
     """The state of one `binarize_` call: each step can be undone."""
 
-    def __init__(self, model: nn.Module, graph: Graph, placement: Placement) -> None:
+    def __init__(
+        self, model: nn.Module, graph: Graph, placement: Placement, own_overrides: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self.model = model
+        self.own_overrides = own_overrides
         self.graph = graph
         self.placement = placement
         self.report = Report()
@@ -196,8 +207,10 @@ class _Conversion:
                     "a progression cannot freeze it; give each call a layer of its own, or keep it"
                 )
             settings: dict[str, Any] = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
             own_input = False
-            for pattern, changes in overrides.items():
+            for pattern, changes in (*self.own_overrides.items(), *overrides.items()):
                 if fnmatch.fnmatchcase(name, pattern):
                     settings |= changes
                     own_input = own_input or "input" in changes
@@ -207,10 +220,9 @@ class _Conversion:
                 self.report.kept[name] = "neither its weight nor its input was to be binary"
                 continue
             source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
-            if own_input or not source:
-                quantizer = resolve(in_spec)
-            else:  # layers reading one tensor share its quantizer
-                quantizer = shared.setdefault(source[0], resolve(in_spec))
+            quantizer = resolve(in_spec)
+            if source and not own_input:  # layers reading one tensor share its quantizer
+                quantizer = shared.setdefault(source[0], quantizer)
             self._convert(module, settings, quantizer)
             phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
             self.report.converted[name] = phrase
@@ -229,11 +241,11 @@ class _Conversion:
     def _convert(self, module: nn.Module, settings: dict[str, Any], quantizer: Quantizer | None) -> None:
         before, attributes = type(module), set(module.__dict__)
         children = list(module.named_children())
-        projection = getattr(module, "out_proj", None)
-        projection_class = type(projection)
+        projection = module.out_proj if isinstance(module, nn.MultiheadAttention) else None
+        projection_class = type(module.out_proj) if isinstance(module, nn.MultiheadAttention) else nn.Linear
 
         def back() -> None:
-            if isinstance(projection, nn.Module):
+            if projection is not None:
                 _strip(projection, projection_class)
             for extra in set(module._modules) - {name for name, _ in children}:
                 del module._modules[extra]
@@ -242,12 +254,15 @@ class _Conversion:
             module.__class__ = before
 
         self.undos.append(back)
+        weight = resolve(settings["weight"])
+        if weight is not None and weight.direct:  # only signs will be left of the values
+            self.undos += [partial(p.data.copy_, p.detach().clone()) for p in module.parameters()]
         _BINARY_CLASS[before].from_float(
             module,
-            weight_quantizer=settings["weight"],
+            weight_quantizer=weight,
             input_quantizer=quantizer,
             weight_scale=settings["weight_scale"],
-            pad_value=0.0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else settings["pad_value"],
+            pad_value=settings["pad_value"],
             latent_clip=settings["latent_clip"],
         )
 
@@ -312,7 +327,7 @@ class _Conversion:
     def leave_fast_paths(self) -> None:
         """Switch off torch's inference fast paths: they read weights past the forward of the layers."""
         for module in self.model.modules():
-            for kind, flag in ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor")):
+            for kind, flag in _FAST_PATHS.items():
                 if isinstance(module, kind) and getattr(module, flag, False):
                     self.undos.append(partial(setattr, module, flag, getattr(module, flag)))
                     setattr(module, flag, False)

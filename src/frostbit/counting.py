@@ -12,7 +12,6 @@ from frostbit.graph import Graph, trace
 from frostbit.nn import BinaryLayer
 from frostbit.units import binary_parameters
 
-
 _NO_MACS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -139,20 +138,19 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     rows: dict[str, Row] = {}
     seen: set[int] = set()  # tied parameters are stored once
     for path, module in model.named_modules():
-        own = [(name, p) for name, p in module.named_parameters(recurse=False) if id(p) not in seen]
-        seen |= {id(p) for _, p in own}
-        statistics = [b for name, b in module.named_buffers(recurse=False) if b.is_floating_point()]
-        bits = [p.numel() for _, p in own if id(p) in latents]
-        real = sum(p.numel() for _, p in own if id(p) not in latents) + sum(b.numel() for b in statistics)
+        parameters = list(module.parameters(recurse=False))
+        own = [p for p in parameters if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        statistics = [b for b in module.buffers(recurse=False) if b.is_floating_point()]
+        bits = [p.numel() for p in own if id(p) in latents]
+        real = sum(p.numel() for p in own if id(p) not in latents) + sum(b.numel() for b in statistics)
         count = macs.get(path, (False, 0))[1]
         kind = type(module).__name__
-        if bits:
+        if any(id(p) in latents for p in parameters):
             packed = sum(math.ceil(n / 8) for n in bits)
             rows[path] = Row(path, kind, 1, sum(bits), packed, count)
             if real:
                 rows[f"{path} (bias)"] = Row(f"{path} (bias)", kind, 32, real, 4 * real, 0)
-        elif real:
+        elif real or count:
             rows[path] = Row(path, kind, 32, real, 4 * real, count)
     return Summary(list(rows.values()))
-
-

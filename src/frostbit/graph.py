@@ -73,7 +73,7 @@ def trace(model: nn.Module, example_input: Any = None) -> Graph:
         The graph.
 
     Raises:
-        UsageError: the model can neither be traced symbolically nor was a batch given.
+        UsageError: the model can neither be traced symbolically nor was a batch given, or it cannot run on it.
     """
     if example_input is None:
         example_input = default_example(model)
@@ -111,9 +111,13 @@ def _as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether calls inside ``module`` are its own affair: it has no children, or is a whole to convert."""
-    return isinstance(module, (BinaryLayer, nn.MultiheadAttention)) or next(module.children(), None) is None or (
-        # a quantizer in the place of an activation is one call, whatever its quantizer is made of
-        hasattr(module, "input_quantizer")
+    return (
+        isinstance(module, (BinaryLayer, nn.MultiheadAttention))
+        or next(module.children(), None) is None
+        or (
+            # a quantizer in the place of an activation is one call, whatever its quantizer is made of
+            hasattr(module, "input_quantizer")
+        )
     )
 
 
@@ -198,10 +202,17 @@ def _hooked(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
 def _watch(model: nn.Module, example_input: Any) -> Graph:
     watcher = _Watcher()
     # the arguments themselves are call 0, so that layers reading the input share a producer
-    watcher.record("input", None, (), None, example_input)
-    with _hooked(model, watcher), watcher:
-        run_quietly(model, example_input)
+    watcher.record("input", None, (), None, _as_arguments(example_input))
+    try:
+        with _hooked(model, watcher), watcher:
+            run_quietly(model, example_input)
+    except Exception as error:
+        raise UsageError(f"{type(model).__name__} cannot run on example_input ({_first_line(error)})") from error
     return watcher.graph
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class _Tracer(torch.fx.Tracer):
@@ -213,9 +224,9 @@ def _symbolic(model: nn.Module) -> Graph:
     try:
         traced = _Tracer().trace(model)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{type(model).__name__} cannot be traced without an input ({reason}): pass example_input=, one batch"
+            f"{type(model).__name__} cannot be traced without an input ({_first_line(error)}): "
+            "pass example_input=, one batch"
         ) from error
     graph = Graph()
     index: dict[torch.fx.Node, int] = {}

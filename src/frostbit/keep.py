@@ -34,7 +34,8 @@ def downsample(module: nn.Module, name: str) -> bool:
 class FirstLast:
     """Keep the first and the last weight layer in order of execution, and whatever ``also`` keeps.
 
-    Such a rule depends on the network's order, so `binarize_` asks `for_layers` for the rule of one network.
+    Embeddings look the input up, so all of them count as first. Such a rule depends on the network's order, so
+    `binarize_` asks `for_layers` for the rule of one network.
 
     Args:
         also: a further rule.
@@ -46,7 +47,7 @@ class FirstLast:
     def for_layers(self, ordered: Sequence[tuple[str, nn.Module]]) -> Rule:
         """Return the rule for a network whose weight layers run in the order given."""
         ends = {ordered[0][0], ordered[-1][0]} if ordered else set()
-        return lambda module, name: name in ends or self.also(module, name)
+        return lambda module, name: name in ends or isinstance(module, nn.Embedding) or self.also(module, name)
 
     def __call__(self, module: nn.Module, name: str) -> bool:
         """Say what is known of one layer alone: only whether ``also`` keeps it."""
@@ -54,8 +55,10 @@ class FirstLast:
 
 
 first_last = FirstLast()
-#: the papers' usual choice, and the default
+#: the papers' usual choice
 first_last_downsample = FirstLast(downsample)
+#: the model's own rule where it brings one (see `binarize_`), else `first_last_downsample`
+default = FirstLast(downsample)
 
 
 def resolve(spec: Spec, ordered: Sequence[tuple[str, nn.Module]]) -> Rule:

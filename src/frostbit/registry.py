@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 
 from frostbit.errors import UsageError
 
-from frostbit.errors import UsageError
-
 T = TypeVar("T")
 
 

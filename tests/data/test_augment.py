@@ -51,9 +51,7 @@ def test_crop_moves_each_image_by_its_own_offset(
     offsets = torch.randint(2 * pad + 1, (1 if one else batch, 2), generator=g)
     out = crop(x, offsets, pad)
     pairs = offsets.expand(batch, 2).tolist()
-    assert torch.equal(
-        out, torch.stack([shifted(i, dy, dx, pad) for i, (dy, dx) in zip(x, pairs, strict=True)])
-    )
+    assert torch.equal(out, torch.stack([shifted(i, dy, dx, pad) for i, (dy, dx) in zip(x, pairs, strict=True)]))
     assert out.is_contiguous()
 
 

@@ -103,9 +103,7 @@ def test_parquet_shards_are_read_in_order_and_without_change(parquet_folder: Pat
 
 @pytest.mark.parametrize("test_name", ["test-00000-of-00001", "validation", "val"])
 @pytest.mark.parametrize(("image", "label"), [("img", "label"), ("image", "labels"), ("img", "fine_label")])
-def test_split_and_column_names_in_use_on_the_hub(
-    tmp_path: Path, test_name: str, image: str, label: str
-) -> None:
+def test_split_and_column_names_in_use_on_the_hub(tmp_path: Path, test_name: str, image: str, label: str) -> None:
     for name in ("train", test_name):
         write_parquet(tmp_path / f"{name}.parquet", pictures(2), [1, 0], image=image, label=label)
     assert data.load("folder", tmp_path).test.labels.tolist() == [1, 0]
@@ -132,9 +130,7 @@ def test_cifar10_from_a_folder_has_its_names_and_wants_ten_classes(parquet_folde
         data.load("cifar10", parquet_folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "label", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)]
-)
+@pytest.mark.parametrize(("name", "label", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)])
 def test_the_hub_is_asked_for_its_own_copy(
     monkeypatch: pytest.MonkeyPatch, name: str, label: str, classes: int
 ) -> None:
@@ -351,12 +347,8 @@ BAD_FOLDERS: list[tuple[str, Callable[[Path], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"), [case[1:] for case in BAD_FOLDERS], ids=[c[0] for c in BAD_FOLDERS]
-)
-def test_a_bad_folder_gets_one_sentence(
-    parquet_folder: Path, spoil: Callable[[Path], object], said: str
-) -> None:
+@pytest.mark.parametrize(("spoil", "said"), [case[1:] for case in BAD_FOLDERS], ids=[c[0] for c in BAD_FOLDERS])
+def test_a_bad_folder_gets_one_sentence(parquet_folder: Path, spoil: Callable[[Path], object], said: str) -> None:
     spoil(parquet_folder)
     with pytest.raises(UsageError, match=said) as caught:
         data.load("folder", parquet_folder)
@@ -421,9 +413,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(
-        UsageError, match=r"'digits' needs the package 'PIL': run pip install 'frostbit\[data\]'"
-    ):
+    with pytest.raises(UsageError, match=r"'digits' needs the package 'PIL': run pip install 'frostbit\[data\]'"):
         data.load("digits")
 
 

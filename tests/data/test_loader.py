@@ -16,9 +16,7 @@ AUGMENT = Augment(crop_pad=1)
 
 def numbered(count: int) -> Split:
     """Images whose label is their position."""
-    images = torch.randint(
-        256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    images = torch.randint(256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return Split(images, torch.arange(count))
 
 
@@ -43,9 +41,7 @@ def test_batches_are_normalized_per_channel(dtype: torch.dtype, tolerance: float
     ((images, labels),) = list(make(5, 8, shuffle=False, dtype=dtype))
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
     assert images.dtype == dtype
-    torch.testing.assert_close(
-        images.double(), (split.images / 255.0 - mean) / std, rtol=tolerance, atol=3e-7
-    )
+    torch.testing.assert_close(images.double(), (split.images / 255.0 - mean) / std, rtol=tolerance, atol=3e-7)
     assert torch.equal(labels, split.labels)
 
 
@@ -102,9 +98,7 @@ def test_batches_do_not_depend_on_history_or_on_the_global_generator() -> None:
 def test_augmentation_differs_between_epochs_batches_and_seeds() -> None:
     def first_choice(epoch: int, index: int, seed: int) -> torch.Tensor:
         loader = Loader(
-            Split(
-                torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(64, -1, -1, -1), torch.zeros(64)
-            ),
+            Split(torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(64, -1, -1, -1), torch.zeros(64)),
             32,
             shuffle=False,
             augment=Augment(crop_pad=3),

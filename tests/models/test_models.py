@@ -24,7 +24,7 @@ def shape_of_output(model: nn.Module, batch: int = 2) -> tuple[int, ...]:
 
 def test_the_list_of_names_and_its_globs() -> None:
     cifar = {f"resnet{n}" for n in (8, 14, 20, 32, 44, 56)}
-    assert set(models.list()) == cifar | {"resnet10", "resnet18", "resnet34", "resnet50", "mlp"}
+    assert set(models.list()) == cifar | {"resnet10", "resnet18", "resnet34", "resnet50", "mlp", "binarynet"}
     assert models.list("resnet5*") == ["resnet50", "resnet56"]
 
 
@@ -41,9 +41,7 @@ def test_a_resnet_has_the_depth_of_its_name_and_every_relu_runs_once(name: str) 
 
     calls: dict[str, int] = {}
     relus = {
-        path: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.ReLU)
+        path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.ReLU)
     }
     assert len({id(module) for module in relus.values()}) == len(relus)
     assert len(relus) == 1 + BLOCK_RELUS.get(name, len(main) - 2)
@@ -125,9 +123,7 @@ def test_the_stride_of_a_bottleneck_sits_on_its_3x3_convolution() -> None:
     ("size", "stem", "kernel", "last_map"),
     [(32, None, 3, 4), (127, None, 3, 16), (128, None, 7, 4), (64, "imagenet", 7, 2), (128, "cifar", 3, 16)],
 )
-def test_the_stem_follows_the_input_size_unless_named(
-    size: int, stem: str | None, kernel: int, last_map: int
-) -> None:
+def test_the_stem_follows_the_input_size_unless_named(size: int, stem: str | None, kernel: int, last_map: int) -> None:
     model = models.create("resnet10", width=4, input_size=size, stem=stem)
     assert model.conv1.kernel_size == (kernel, kernel)
     seen: list[torch.Size] = []

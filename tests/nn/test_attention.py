@@ -154,9 +154,7 @@ def test_scaled_masked_and_frozen_projections(name: str) -> None:
     torch.testing.assert_close(ours(*qkv)[0], theirs(*qkv)[0])
 
     for _, parameter, quantizer in list(ours.latents()):
-        owner, key = next(
-            (m, k) for m in ours.modules() for k, child in m._modules.items() if child is quantizer
-        )
+        owner, key = next((m, k) for m in ours.modules() for k, child in m._modules.items() if child is quantizer)
         masked = Masked(Clip(), STEClip())
         masked.stage, masked.mask = "mixed", torch.rand(parameter.shape) < 0.5
         owner._modules[key] = masked
@@ -204,7 +202,7 @@ def test_autocast_gives_torchs_dtype(dtype: torch.dtype) -> None:
 def test_a_causal_hint_needs_its_mask() -> None:
     ours, _ = pair({})
     x = operands(ours)[0]
-    with pytest.raises(ValueError, match="is_causal=True .* needs"):
+    with pytest.raises(ValueError, match=r"is_causal=True .* needs"):
         ours(x, x, x, is_causal=True)
 
 

@@ -55,9 +55,10 @@ def saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> in
     return sum(storages.values())
 
 
+@pytest.mark.parametrize("padding", [1, "same"])
 @pytest.mark.parametrize("quantizer", ["ste_clip", "ste_identity"])
-def test_a_convolution_saves_a_byte_for_each_input(quantizer: str) -> None:
-    layer = fnn.Conv2d(8, 8, 3, padding=1, weight_quantizer=quantizer, input_quantizer=quantizer)
+def test_a_convolution_saves_a_byte_for_each_input(quantizer: str, padding: Any) -> None:
+    layer = fnn.Conv2d(8, 8, 3, padding=padding, weight_quantizer=quantizer, input_quantizer=quantizer)
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
     op = Convolution((1, 1), (1, 1), (1, 1), 1)
     sizes = []
@@ -147,6 +148,12 @@ def test_operands_of_two_dtypes_are_refused_in_one_sentence(
     with torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match=str(x_dtype)) as caught:
         layer(torch.ones(2, 4, dtype=x_dtype))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "args", "shape"), KINDS, ids=IDS)
+def test_layers_without_data_give_shapes(kind: str, args: Any, shape: Any) -> None:
+    with torch.device("meta"):
+        assert getattr(fnn, kind)(*args)(torch.empty(shape)).shape == getattr(nn, kind)(*args)(torch.empty(shape)).shape
 
 
 def test_nan_in_an_input_or_latent_reaches_the_output() -> None:

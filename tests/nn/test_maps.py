@@ -212,6 +212,13 @@ def test_any_geometry(data: st.DataObject) -> None:
     assert_same(gradients(y, x, layer.weight, *biases), gradients(expected, signs, weight, *biases))
 
 
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    ours, _, x = make("linear")
+    (gradient,) = torch.autograd.grad(ours(x.requires_grad_()).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_a_transposed_convolution_takes_output_size() -> None:
     ours, theirs, x = make("transposed2d")
     with torch.no_grad():

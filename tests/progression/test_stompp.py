@@ -194,6 +194,17 @@ def test_channel_masks_and_their_error():
     assert element.layer1[0].conv1.input_quantizer.mask.shape == (4, 8, 8)
 
 
+def test_a_refused_progression_leaves_the_model_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    fb.binarize_(model, keep="0")  # traced without a batch, so no feature shape is known
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(fb.UsageError, match=r"call frostbit.units\(model, example_input=batch\)"):
+        fb.StoMPP(model, 10)
+    assert [type(module) for module in model.modules()] == before
+    fb.units(model, example_input=torch.randn(3, 4))
+    fb.StoMPP(model, 10)
+
+
 def test_masks_do_not_live_in_the_model():
     model = network()
     before = list(model.state_dict())

@@ -1,6 +1,7 @@
 """Windows, orders and the clock."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -54,7 +55,7 @@ def test_equal_split_covers_every_step_once(steps, layers, seed):
     windows = sorted(spans(fb.StoMPP(model, steps, order=order)))
     assert windows[0][0] == 0
     assert windows[-1][1] == steps
-    assert all(a[1] == b[0] for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
     lengths = [stop - start for start, stop in windows]
     assert max(lengths) - min(lengths) <= 1
 

@@ -29,7 +29,7 @@ def plain_loop(recipe, seed):
     built = build(recipe, seed)
     module = TrainingModule(built.net, built.recipe, built.data, seed=seed, steps_per_epoch=built.steps_per_epoch)
     loader = module.loader(built.data.train, train=True)
-    optimizer = make_optimizer(built.recipe.optimizer, built.net.parameters())
+    optimizer = make_optimizer(built.recipe.optimizer, built.net)
     if built.progression is not None:
         built.progression.attach(optimizer)
     for epoch in range(built.recipe.train.epochs):

@@ -63,16 +63,15 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
 
         if not self._qkv_same_embed_dim:
             weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-            quantizers = list(self.projection_quantizers.values()) or [None] * 3
+            found = [quantizer for _, _, quantizer in self.latents()]
+            quantizers: list[Quantizer | None] = [*found] if found else [None, None, None]
             return [
                 quantized_map(Dense(), x, w, b, self.input_quantizer, q, scaled(w))
                 for x, w, b, q in zip(inputs, weights, biases, quantizers, strict=True)
             ]
         weight, quantizer, scale = self.in_proj_weight, self.weight_quantizer, scaled(self.in_proj_weight)
         if inputs[0] is inputs[1] is inputs[2]:
-            fused = quantized_map(
-                Dense(), inputs[0], weight, self.in_proj_bias, self.input_quantizer, quantizer, scale
-            )
+            fused = quantized_map(Dense(), inputs[0], weight, self.in_proj_bias, self.input_quantizer, quantizer, scale)
             return list(fused.chunk(3, -1))
         # One quantizer (and one mask) covers the fused weight, so quantize it once and map the parts as real.
         quantized = weight if quantizer is None else quantizer(weight, scale)

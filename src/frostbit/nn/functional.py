@@ -2,7 +2,7 @@
 
 The plain composition ``conv(quantize(x), quantize(w))`` (`reference_map`) keeps a float copy of the quantized
 input for the weight's gradient, beside what the quantizer keeps for its own. `quantized_map` rebuilds both in the
-backward pass from the quantizer's one-byte stand-in (`Quantizer.compress`), and the quantized weight from the
+backward pass from the quantizer's one-byte stand-in (`Quantizer.encode`), and the quantized weight from the
 weight itself.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from frostbit.quantizers import Quantizer
@@ -72,9 +73,7 @@ class Convolution:
     def backward(self, grad: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
         """See `BilinearMap.backward`."""
         bias_sizes = [grad.shape[1]] if needs[2] else None
-        gradients: Gradients = torch.ops.aten.convolution_backward(
-            grad, x, w, bias_sizes, *self._geometry, list(needs)
-        )
+        gradients: Gradients = torch.ops.aten.convolution_backward(grad, x, w, bias_sizes, *self._geometry, list(needs))
         return gradients
 
 
@@ -106,6 +105,8 @@ def quantized_map(
     Raises:
         TypeError: without autocast, ``x`` and ``weight`` differ in dtype.
     """
+    if weight_quantizer is not None and weight_quantizer.bypassed:
+        weight_quantizer = None
     if input_quantizer is not None and input_quantizer.blocks:
         x = x.detach()
     if weight_quantizer is not None and weight_quantizer.blocks:
@@ -114,7 +115,9 @@ def quantized_map(
     if not torch.is_grad_enabled():
         bias = bias if bias is None else bias.to(dtype)
         return op(_quantize(input_quantizer, x).to(dtype), _quantize(weight_quantizer, weight, scale).to(dtype), bias)
-    y: Tensor = _QuantizedMap.apply(x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype)
+    y: Tensor = _QuantizedMap.apply(  # type: ignore[no-untyped-call]  # torch left it untyped
+        x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype
+    )
     return y
 
 
@@ -135,7 +138,7 @@ def reference_map(
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     if x.dtype != weight.dtype:  # a cast would make integers of real weights
         raise TypeError(f"input and weight must have one dtype, found {x.dtype} and {weight.dtype}")
@@ -164,17 +167,17 @@ class _QuantizedMap(torch.autograd.Function):
         needs_x, needs_w = ctx.needs_input_grad[:2]
         ctx.plan = (op, input_quantizer, weight_quantizer, dtype)
         ctx.x_like = (x.shape, x.dtype)
-        xq = _quantize(input_quantizer, x)
-        kept: Tensor | None = None
+        kept: Tensor | None
         if input_quantizer is not None and (needs_x or needs_w):
-            kept = input_quantizer.compress(x, xq)
-        elif needs_w:
-            kept = x
+            xq, kept = input_quantizer.encode(x)
+        else:
+            xq, kept = _quantize(input_quantizer, x), x if needs_w else None
         ctx.save_for_backward(kept, weight, scale)
         wq = _quantize(weight_quantizer, weight, scale).to(dtype)
         return op(xq.to(dtype), wq, None if bias is None else bias.to(dtype))
 
     @staticmethod
+    @once_differentiable  # what is rebuilt below has lost its history, so second derivatives would be wrong
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, scale = ctx.saved_tensors
         op, input_quantizer, weight_quantizer, dtype = ctx.plan
@@ -186,11 +189,12 @@ class _QuantizedMap(torch.autograd.Function):
             x, xq = (kept, kept) if input_quantizer is None else input_quantizer.expand(kept, x_dtype)
         wq = _quantize(weight_quantizer, weight, scale)
         xq, wq = xq.to(dtype), wq.to(dtype)
+        # new tensors, which nobody else holds: quantizers may overwrite them
         grad_x, grad_w, grad_bias = op.backward(grad, xq, wq, needs)
         if grad_x is not None:
             grad_x = grad_x.to(x_dtype)
-            grad_x = grad_x if input_quantizer is None else input_quantizer.pull(grad_x, x)
+            grad_x = grad_x if input_quantizer is None else input_quantizer.pull(grad_x, x, overwrite=True)
         if grad_w is not None:
             grad_w = grad_w.to(weight.dtype)
-            grad_w = grad_w if weight_quantizer is None else weight_quantizer.pull(grad_w, weight)
+            grad_w = grad_w if weight_quantizer is None else weight_quantizer.pull(grad_w, weight, overwrite=True)
         return grad_x, grad_w, grad_bias, None, None, None, None, None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from frostbit.errors import UsageError
 from frostbit.nn.functional import Convolution, Dense, quantized_map
-from frostbit.quantizers import Quantizer, Spec, resolve
+from frostbit.quantizers import Quantizer, Spec, hard, resolve
 from frostbit.registry import check_choice
 
 WeightScale = Literal["mean_abs"] | None
@@ -45,6 +45,7 @@ class BinaryLayer(nn.Module):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
+        self.sign_direct_()
 
     @classmethod
     def from_float(cls, module: nn.Module, **binary: Any) -> Self:
@@ -60,6 +61,7 @@ class BinaryLayer(nn.Module):
         module.__class__ = cls
         assert isinstance(module, cls)
         module.set_binary(**binary)
+        module.sign_direct_()
         return module
 
     def set_binary(
@@ -83,6 +85,21 @@ class BinaryLayer(nn.Module):
         self.weight_scale = weight_scale
         self.pad_value = pad_value
         self.latent_clip = latent_clip
+        direct = self.weight_quantizer is not None and self.weight_quantizer.direct
+        if direct and (weight_scale is not None or latent_clip is not None):
+            option = "weight_scale" if weight_scale is not None else "latent_clip"
+            raise UsageError(f"a direct weight is always -1 or +1: {option} has nothing to act on")
+
+    def sign_direct_(self) -> None:
+        """Turn direct weights (`frostbit.quantizers.Direct`) into signs, in place."""
+        with torch.no_grad():
+            for _, parameter, quantizer in self.latents():
+                if quantizer.direct:
+                    parameter.copy_(hard(parameter))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.sign_direct_()
 
     def latents(self) -> Iterator[tuple[str, nn.Parameter, Quantizer]]:
         """Yield (parameter name, parameter, its quantizer) for each binary weight of the layer."""
@@ -120,6 +137,9 @@ class _ConvNd(BinaryLayer):
         x = input if batched else input.unsqueeze(0)
         quantizer: Quantizer | None = self.input_quantizer
         padding = self.padding
+        sides = list(self._reversed_padding_repeated_twice)  # two for each dimension, the last dimension first
+        if isinstance(padding, str) and sides[::2] == sides[1::2]:
+            padding = tuple(reversed(sides[::2]))
         if self.pad_value != 0 or self.padding_mode != "zeros" or isinstance(padding, str):
             # Padding acts on the quantized input, so it has to be written out before the map.
             x = x if quantizer is None else quantizer(x)
@@ -165,17 +185,16 @@ class _ConvTransposeNd(BinaryLayer):
         if self.weight_scale is None:
             return None
         assert isinstance(self, nn.modules.conv._ConvTransposeNd)
-        w = self.weight.detach().abs().unflatten(0, (self.groups, -1))
+        w: Tensor = self.weight.detach().abs().unflatten(0, (self.groups, -1))
         mean = w.mean((1, *range(3, w.dim())), keepdim=True)
         return mean.expand(-1, w.shape[1], *mean.shape[2:]).flatten(0, 1)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of quantized operands; shapes as in torch."""
         assert isinstance(self, nn.modules.conv._ConvTransposeNd)
-        dims = len(self.stride)
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
-        )
+        assert not isinstance(self.padding, str)  # torch takes none here
+        geometry = (list(self.stride), list(self.padding), list(self.kernel_size))
+        output_padding = self._output_padding(input, output_size, *geometry, len(self.stride), list(self.dilation))
         batched = input.dim() == self.weight.dim()
         x = input if batched else input.unsqueeze(0)
         op = Convolution(self.stride, self.padding, self.dilation, self.groups, True, tuple(output_padding))

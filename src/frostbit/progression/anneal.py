@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from frostbit.errors import UsageError
 from frostbit.progression.base import Order, Progression
 from frostbit.quantizers import Quantizer
 from frostbit.registry import check_choice
+
 
 def geometric(start: float, end: float, x: float) -> float:
     """Return ``start · (end / start)^x``."""
@@ -37,18 +39,23 @@ SHAPES: dict[str, Callable[[float, float, float], float]] = {
 class Anneal(Progression):
     """Raises the hardness of quantizers from ``start`` to ``end`` inside each unit's window, then makes F hard.
 
+    The usual path of BNN++ is the default with ``tail=0.15``. Its gradient at 0 grows with the hardness; the
+    quantizer's ``unit_slope=True`` takes that out.
+
     Args:
-        model: a converted model with quantizers that have a hardness (``swish_sign``, ``ede``, your own).
+        model: a converted model with quantizers that have a hardness (``bnn++``, ``prox_linear``, your own).
         total_steps: optimizer steps of the run.
         quantity: what is annealed; ``"hardness"``.
-        start: hardness before and at the beginning of a window, positive.
-        end: hardness at the window's end.
-        shape: ``"geometric"``, ``"linear"`` or ``"sigmoid"`` interpolation.
+        start: hardness before and at the beginning of a window, positive; 5 if left out.
+        end: hardness at the window's end; 500 if left out.
+        shape: ``"geometric"``, ``"linear"`` or ``"sigmoid"`` interpolation; or ``"sum_lr"``, which has no start and
+            end: the forward of step t has hardness ``1 + Σ_{τ<t} η_τ``, the sum of the learning rates of the unit's
+            weights over the steps of its window (PAPERS B.1). It needs `attach`.
         order: see `Progression`; ``"global"`` by default.
         **options: ``steps_per_unit``, ``tail`` and ``seed`` of `Progression`.
 
     Raises:
-        UsageError: no quantizer of the model has a hardness.
+        UsageError: no quantizer of the model has a hardness, or ``start`` or ``end`` with ``"sum_lr"``.
     """
 
     def __init__(
@@ -57,18 +64,23 @@ class Anneal(Progression):
         total_steps: int,
         *,
         quantity: str = "hardness",
-        start: float = 5.0,
-        end: float = 500.0,
+        start: float | None = None,
+        end: float | None = None,
         shape: str = "geometric",
         order: Order = "global",
         **options: Any,
     ) -> None:
         super().__init__(model, total_steps, order=order, **options)
         check_choice("quantity", quantity, ["hardness"])
-        if not (start > 0 and end > 0):
+        self.shape = check_choice("shape", shape, [*SHAPES, "sum_lr"])
+        if shape == "sum_lr" and (start, end) != (None, None):
+            raise UsageError(f"shape='sum_lr' starts at 1 and has no end, found start={start} and end={end}")
+        self.start, self.end = 5.0 if start is None else start, 500.0 if end is None else end
+        if not (self.start > 0 and self.end > 0):
             raise UsageError(f"start and end must be positive, found {start} and {end}")
-        self.start, self.end = start, end
-        self.shape = SHAPES[check_choice("shape", shape, SHAPES)]
+        #: for each unit, the learning rates of its window's steps so far, summed
+        self._sums = [0.0] * len(self.units)
+        self._rates: list[float] | None = None
         self._driven: list[list[Quantizer]] = [
             [quantizer for quantizer in unit.quantizers() if quantizer.hardness is not None] for unit in self.units
         ]
@@ -78,10 +90,40 @@ class Anneal(Progression):
 
     def _apply(self, index: int, progress: float) -> None:
         over = self.steps_taken >= self.windows[index].stop
+        summed = self.shape == "sum_lr"
+        hardness = 1 + self._sums[index] if summed else SHAPES[self.shape](self.start, self.end, progress)
         for quantizer in self._driven[index]:
             assert quantizer.hardness is not None
-            quantizer.hardness.fill_(self.shape(self.start, self.end, progress))
+            quantizer.hardness.fill_(hardness)
             quantizer.finished = over
 
+    def _on_step(self, optimizer: Optimizer, *arguments: Any) -> None:
+        if self.shape == "sum_lr":
+            rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+            first = next(iter(rates.values()))  # for a unit none of whose weights is in this optimizer
+            latents = [[id(latent) for _, latent, _ in unit.weight_quantizers()] for unit in self.units]
+            self._rates = [next((rates[i] for i in ids if i in rates), first) for ids in latents]
+        super()._on_step(optimizer, *arguments)
+
+    def _advance(self) -> None:
+        if self.shape == "sum_lr":
+            if self._rates is None:
+                raise RuntimeError("shape='sum_lr' sums learning rates: attach the progression to the optimizer")
+            for index, window in enumerate(self.windows):
+                if window.start <= self.steps_taken < window.stop:
+                    self._sums[index] += self._rates[index]
+            self._rates = None
+        super()._advance()
+
     def _identity(self) -> dict[str, Any]:
-        return super()._identity() | {"start": self.start, "end": self.end}
+        return super()._identity() | {"shape": self.shape, "start": self.start, "end": self.end}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clock and, for ``"sum_lr"``, the sums."""
+        return super().state_dict() | {"sums": [*self._sums]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was saved; see `Progression.load_state_dict`."""
+        super().load_state_dict(state)
+        self._sums = [*state["sums"]]
+        self._apply_all()

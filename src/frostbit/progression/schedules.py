@@ -9,6 +9,7 @@ from frostbit.registry import check_choice
 
 Schedule = Callable[[float], float]
 
+
 def cubic(x: float) -> float:
     """Return ``x³``, the paper's schedule."""
     return x**3

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from frostbit.errors import UsageError
-from frostbit.nn import Binarizer, BinaryLayer
 from frostbit.progression.base import Order, Progression
 from frostbit.progression.fields import Field, RefreshRule
 from frostbit.progression.schedules import Schedule
@@ -71,9 +70,7 @@ class StoMPP(Progression):
         seed: int = 0,
         drop_frozen: bool = True,
     ) -> None:
-        super().__init__(
-            model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed
-        )
+        super().__init__(model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed)
         self.schedule = resolve_schedule(schedule)
         check_choice("refresh_rule", refresh_rule, ["uniform", "resample"])
         check_choice("mask", mask, ["element", "channel"])
@@ -87,42 +84,33 @@ class StoMPP(Progression):
         self.drop_frozen = drop_frozen
         self._fields: dict[tuple[int, str], Field] = {}
         self._masked: list[dict[str, Masked]] = []
-        masks: dict[int, Masked] = {}
+        _smooth(soft)
+        if "input" in self.targets:  # say what is missing before anything is changed
+            for unit in self.units:
+                if unit.input_quantizer is not None:
+                    self._shape(unit, "input")
         for unit in self.units:
-            self._masked.append(dict(self._install(unit, soft, ste, masks)))
+            self._masked.append(dict(self._install(unit, soft, ste)))
         if not any(self._masked):
             raise UsageError(f"nothing to freeze: no unit of the model has a quantizer for targets={self.targets}")
         self._apply_all()
 
-    def _install(
-        self, unit: Unit, soft: Spec, ste: Spec, masks: dict[int, Masked]
-    ) -> Iterator[tuple[str, Masked]]:
+    def _install(self, unit: Unit, soft: Spec, ste: Spec) -> Iterator[tuple[str, Masked]]:
         """Put masked quantizers in the place of the unit's own, and yield them by role."""
-        def masked(target: Target) -> Masked:
-            smooth = resolve(soft)
-            if smooth is None or not smooth.smooth:
-                raise UsageError(f"soft must be a smooth quantizer such as 'clip', found {soft!r}")
-            is_table = isinstance(ste, Mapping) and set(ste) <= {"weight", "input"}
-            surrogate = ste.get(target) if isinstance(ste, Mapping) and is_table else ste
-            return Masked(smooth, resolve(surrogate), self.drop_frozen)
-
+        found: list[tuple[str, Quantizer]] = []
         if "input" in self.targets and unit.input_quantizer is not None:
-            old, new = unit.input_quantizer, masked("input")
-            for module in self.model.modules():
-                if isinstance(module, (BinaryLayer, Binarizer)) and module.input_quantizer is old:
-                    module.input_quantizer = new
-            unit.input_quantizer = new
-            yield "input", new
+            found.append(("input", unit.input_quantizer))
         if "weight" in self.targets:
-            for layer in unit.layers:
-                for role, _, old in list(unit.weight_quantizers()):
-                    for owner in layer.modules():
-                        for name, child in list(owner._modules.items()):
-                            if child is old:
-                                owner._modules[name] = masked("weight")
-            for role, _, new_quantizer in unit.weight_quantizers():
-                assert isinstance(new_quantizer, Masked)
-                yield role, new_quantizer
+            found += [(role, quantizer) for role, _, quantizer in unit.weight_quantizers()]
+        for role, old in found:
+            if old.direct:
+                raise UsageError(f"unit {unit.name!r} has a direct weight, always ±1: StoMPP needs targets=('input',)")
+            new = Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
+            for module in self.model.modules():
+                module._modules.update({name: new for name, child in module._modules.items() if child is old})
+            if role == "input":
+                unit.input_quantizer = new
+            yield role, new
 
     def _shape(self, unit: Unit, role: str) -> tuple[int, ...]:
         if role != "input":
@@ -191,3 +179,17 @@ class StoMPP(Progression):
         super().load_state_dict(state)
         for (index, role), field in self._fields.items():
             field.load_state_dict(state["fields"][f"{self.units[index].name}/{role}"])
+
+
+def _smooth(spec: Spec) -> Quantizer:
+    soft = resolve(spec)
+    if soft is None or not soft.smooth:
+        raise UsageError(f"soft must be a smooth quantizer such as 'clip', found {spec!r}")
+    return soft
+
+
+def _surrogate(spec: Spec, role: str) -> Spec:
+    """Return the surrogate for a role, from one for all or a ``{"weight": …, "input": …}`` table."""
+    if isinstance(spec, Mapping) and set(spec) <= {"weight", "input"}:
+        return spec.get("input" if role == "input" else "weight")
+    return spec

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from frostbit.errors import UsageError
+from frostbit.quantizers import criterion
 from frostbit.quantizers.base import Quantizer, from_pair, hard
+from frostbit.quantizers.criterion import Decomposition
+from frostbit.quantizers.direct import Direct
 from frostbit.quantizers.masked import Masked
-from frostbit.quantizers.smooth import Clip
+from frostbit.quantizers.prox import PARQ, BinaryRelax, ProxLinear
+from frostbit.quantizers.smooth import Clip, SmoothApproxSign, SmoothEDE, SmoothSwishSign, Tanh
 from frostbit.quantizers.surrogates import EDE, ApproxSign, Sign, STEClip, STEIdentity, SwishSign
 from frostbit.registry import Registry, nearest
 
@@ -27,6 +31,15 @@ for _name, _class in {
     "bnn+": SwishSign,
     "ede": EDE,
     "clip": Clip,
+    "direct": Direct,
+    "prox_linear": ProxLinear,
+    "parq": PARQ,
+    "binary_relax": BinaryRelax,
+    "smooth_swish_sign": SmoothSwishSign,
+    "bnn++": SmoothSwishSign,
+    "tanh": Tanh,
+    "smooth_approx_sign": SmoothApproxSign,
+    "smooth_ede": SmoothEDE,
 }.items():
     _registry.register(_name)(_class)
 
@@ -84,18 +97,70 @@ def resolve(spec: Spec) -> Quantizer | None:
     raise TypeError(f"expected a quantizer, its name, a pair (F, B) or None, found {spec!r}")
 
 
+def decompose(
+    pair: Spec,
+    backward: Callable[..., Any] | None = None,
+    *,
+    hardness: float | None = None,
+    limit: float = 4.0,
+    numerical: bool = False,
+) -> Decomposition:
+    """Say whether a pair (F, B) follows a proximal quantizer: the ProxConnect++ criterion.
+
+    ``decompose("bnn++")``, ``decompose("ede", hardness=10)``, ``decompose(F, B)`` with functions of ``(w, h)`` and
+    F possibly ``None`` for sign. Where the answer is not known in closed form, ``P = ∫ dF/B`` is integrated
+    numerically, jumps and flat pieces included. At a jump of F, B is the mean of its two sides.
+
+    Args:
+        pair: whatever stands for a quantizer, see `resolve`, or the forward F.
+        backward: B, if ``pair`` is F.
+        hardness: the h at which the pair is judged; the quantizer's own if left out.
+        limit: the numerical test looks at ``|w| ≤ limit``.
+        numerical: integrate even where the answer is known.
+
+    Returns:
+        ``Decomposition(proximal, why, P, T)``.
+
+    Raises:
+        UsageError: no quantizer, a hardness for one that has none, or an F or B that is not finite.
+
+    Source: Lu et al., ProxConnect++ (arXiv 2402.17710); PAPERS B.3.
+    """
+    if backward is not None:
+        quantizer: Quantizer | None = from_pair(pair, backward, hardness)  # type: ignore[arg-type]  # a function here
+    else:
+        quantizer = resolve(pair)
+    if quantizer is None:
+        raise UsageError("decompose needs a quantizer, its name or a pair of functions, found None")
+    if hardness is not None and backward is None:
+        if quantizer.hardness is None:
+            raise UsageError(f"{type(quantizer).__name__} has no hardness, found hardness={hardness}")
+        quantizer.hardness.fill_(hardness)
+    return criterion.decompose(quantizer, limit=limit, numerical=numerical)
+
+
 __all__ = [
     "EDE",
+    "PARQ",
     "ApproxSign",
+    "BinaryRelax",
     "Clip",
+    "Decomposition",
+    "Direct",
     "Masked",
+    "ProxLinear",
     "Quantizer",
     "STEClip",
     "STEIdentity",
     "Sign",
+    "SmoothApproxSign",
+    "SmoothEDE",
+    "SmoothSwishSign",
     "Spec",
     "SwishSign",
+    "Tanh",
     "create",
+    "decompose",
     "from_pair",
     "hard",
     "list",

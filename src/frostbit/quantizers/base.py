@@ -8,7 +8,7 @@ package (layers, progressions, plots, the criterion) works from that pair alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -32,49 +32,67 @@ def hard(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(f"a quantizer needs a floating dtype, found {x.dtype}")
     x = x.detach()
-    if not _by_chunks(x):
-        return _sign_into(torch.empty_like(x), torch.empty_like(x), x)
-    # Three passes over a large tensor wait for memory; over a cache-sized part of it they do not.
-    y, buffer = torch.empty_like(x), x.new_empty(_CHUNK)
-    flat_x, flat_y = (t.as_strided((t.numel(),), (1,)) for t in (x, y))
-    for part, out in zip(flat_x.split(_CHUNK), flat_y.split(_CHUNK), strict=True):
-        _sign_into(out, buffer[: part.numel()], part)
+    if torch.compiler.is_compiling():  # a compiler fuses by itself, and refuses `out=` for other layouts
+        return x.clamp(-1, -1) + 2 * (x >= 0).to(x.dtype)
+    y = torch.empty_like(x)
+    for part, out in parts(x, y):
+        sign_into(out, part)
     return y
 
 
-_CHUNK = 65_536  # entries; three float32 chunks fit a core's second-level cache
-
-
-def _by_chunks(x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.numel() <= _CHUNK or torch.compiler.is_compiling():
-        return False
-    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-
-
-def _sign_into(out: Tensor, buffer: Tensor, x: Tensor) -> Tensor:
-    """Write the sign of ``x`` into ``out``, with a buffer of the same shape.
+def sign_into(out: Tensor, x: Tensor) -> None:
+    """Write `hard` of ``x`` into ``out``, a tensor like it.
 
     `where` and a bool intermediate cost several times as much on a CPU, and a comparison alone would turn NaN into
     a sign: clamp(−1, −1) is −1 everywhere but keeps NaN.
     """
-    torch.ge(x, 0, out=buffer)
-    torch.clamp(x, -1, -1, out=out)
-    return out.add_(buffer, alpha=2)
+    at_least_zero = torch.ge(x, 0, out=torch.empty_like(x))
+    torch.clamp(x, -1, -1, out=out).add_(at_least_zero, alpha=2)
 
 
-def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0) -> Tensor:
+_PART = 65_536  # entries; three float32 parts fit a core's second-level cache
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape and layout into flat parts for several elementwise passes each.
+
+    Passes over a large tensor wait for memory, passes over a cache-sized part of it do not. On other devices, and
+    for layouts with gaps, the tensors come in one piece.
+
+    Args:
+        *tensors: the first one's layout decides; the others were made by ``empty_like`` of it, or have its strides.
+
+    Yields:
+        Views of all tensors, to be read or written.
+    """
+    x = tensors[0]
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    same = all(t.stride() == x.stride() for t in tensors)
+    if x.device.type != "cpu" or x.numel() <= _PART or not (dense and same):
+        yield tensors
+    else:
+        yield from zip(*(t.as_strided((t.numel(),), (1,)).split(_PART) for t in tensors), strict=True)
+
+
+def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0, out: Tensor | None = None) -> Tensor:
     """Return ``grad ⊙ 1{|x| ≤ limit}`` in one pass.
 
     Args:
         grad: any shape.
         x: same shape and dtype as ``grad``.
         limit: the largest magnitude that passes, inclusive: a latent held at ±limit must stay trainable.
+        out: where to write it, possibly ``grad`` itself; ``None`` for a new tensor.
 
     Returns:
         The masked gradient.
     """
     beyond = limit * (1 + torch.finfo(x.dtype).eps)  # hardtanh's own gradient excludes its ends
-    return torch.ops.aten.hardtanh_backward(grad, x, -beyond, beyond)
+    backward = torch.ops.aten.hardtanh_backward
+    if out is None or torch.compiler.is_compiling():
+        inside: Tensor = backward(grad, x, -beyond, beyond)
+        return inside
+    inside = backward.grad_input(grad, x, -beyond, beyond, grad_input=out)
+    return inside
 
 
 class Quantizer(nn.Module):
@@ -96,6 +114,10 @@ class Quantizer(nn.Module):
     smooth: bool = False
     #: whether any gradient passes at all
     trainable: ClassVar[bool] = True
+    #: whether the parameter itself is ±1 (`frostbit.quantizers.Direct`), so that there is no latent weight
+    direct: ClassVar[bool] = False
+    #: set by an optimizer that takes gradients at the latent: while training, a weight passes as it is
+    at_latent: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Mark a class that brings an F of its own as smooth, unless it says otherwise itself."""
@@ -114,13 +136,18 @@ class Quantizer(nn.Module):
         self.finished = False  # set by a progression at its end: F is `hard` from here on
         self._hardened = False  # set by `hardened`, for evaluation
 
-    def F(self, x: Tensor, h: Tensor | None) -> Tensor:  # noqa: N802 - the field's name for the forward map
+    def F(self, x: Tensor, h: Tensor | None) -> Tensor:
         """Return the forward value for ``x`` at hardness ``h``."""
         return hard(x)
 
-    def B(self, x: Tensor, h: Tensor | None) -> Tensor:  # noqa: N802 - the field's name for the backward map
+    def B(self, x: Tensor, h: Tensor | None) -> Tensor:
         """Return the factor that multiplies the gradient, same shape as ``x``."""
         return torch.zeros_like(x)
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether what comes in goes out as it is, gradient included."""
+        return self.at_latent and self.training and not self._hardened
 
     @property
     def blocks(self) -> bool:
@@ -148,35 +175,36 @@ class Quantizer(nn.Module):
         y = hard(x)
         return y if scale is None else y * scale
 
-    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return ``∂L/∂x = B(x, h) ⊙ grad``."""
-        return grad * self.B(x, self.hardness)
-
-    def compress(self, x: Tensor, value: Tensor) -> Tensor:
-        """Return a smaller stand-in ``c`` with ``value(c) = value(x)`` and ``B(c) = B(x)``, kept for backward.
-
-        The default is ``x`` itself. Surrogates that need only a sign and a range answer with int8, one byte an
-        entry, and never 0: `expand` relies on it.
+    def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
+        """Return ``∂L/∂x = B(x, h) ⊙ grad``.
 
         Args:
-            x: the tensor that was quantized.
-            value: its ``value(x)``, without scale.
-
-        Returns:
-            ``x``, or an int8 tensor of its shape.
+            grad: the gradient of the quantized value.
+            x: what was quantized, or its stand-in from `expand`.
+            overwrite: whether the result may be written into ``grad``.
         """
-        return x
+        return grad * self.B(x, self.hardness)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``value(x)`` and a smaller stand-in c with the same value and the same B, kept for backward.
+
+        The default stand-in is ``x`` itself. Surrogates that need only a sign and a range answer with int8, one byte
+        an entry, and never 0: `expand` relies on it.
+        """
+        return self.value(x), x
 
     def expand(self, c: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return ``(x', value(x'))`` for what `compress` gave, in ``dtype``; x' stands for x in `pull`."""
+        """Return ``(x', value(x'))`` for the stand-in c of `encode`, in ``dtype``; x' stands for x in `pull`."""
         x = c.to(dtype)
         return x, (c.clamp(-1, 1).to(dtype) if c.dtype == torch.int8 else self.value(x))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
+        if self.bypassed:
+            return x
         if self.blocks or not torch.is_grad_enabled():
             return self.value(x.detach(), scale)
-        y: Tensor = _Quantize.apply(x, scale, self)
+        y: Tensor = _Quantize.apply(x, scale, self)  # type: ignore[no-untyped-call]  # torch left it untyped
         return y
 
     def extra_repr(self) -> str:
@@ -190,8 +218,8 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
         ctx.quantizer = quantizer
-        value = quantizer.value(x)
-        ctx.save_for_backward(quantizer.compress(x, value))
+        value, stand_in = quantizer.encode(x)
+        ctx.save_for_backward(stand_in)
         return value if scale is None else quantizer.value(x, scale)
 
     @staticmethod

@@ -54,7 +54,8 @@ class Masked(Quantizer):
         if mask is None:
             raise RuntimeError("a masked quantizer in transition has no mask: its progression has not set one")
         tail = x.shape[x.dim() - mask.dim() :]
-        if any(m not in (1, n) for m, n in zip(mask.shape, tail, strict=False)) or mask.dim() > x.dim():
+        # not `m not in (1, n)`: a compiler's symbolic sizes do not answer to `in`
+        if mask.dim() > x.dim() or any(m != 1 and m != n for m, n in zip(mask.shape, tail, strict=False)):
             raise ValueError(
                 f"the mask was drawn for features of shape {tuple(mask.shape)}, found an input of shape "
                 f"{tuple(x.shape)}: for inputs of varying size use mask='channel'"
@@ -74,21 +75,24 @@ class Masked(Quantizer):
         frozen = hard(x) if scale is None else hard(x) * scale
         return torch.addcmul(soft * (1 - mask), frozen, mask)
 
-    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+    def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
         """Return the gradient of soft entries, and of frozen ones through ``ste`` if there is one."""
         if self.stage == "hard":
-            return torch.zeros_like(grad) if self.ste is None else self.ste.pull(grad, x)
+            return torch.zeros_like(grad) if self.ste is None else self.ste.pull(grad, x, overwrite)
         if self.stage == "soft":
-            return self.soft.pull(grad, x)
+            return self.soft.pull(grad, x, overwrite)
         mask = self._mask_for(x)
-        open_part = self.soft.pull(grad * (1 - mask), x)
-        return open_part if self.ste is None else open_part + self.ste.pull(grad * mask, x)
+        open_part = self.soft.pull(grad * (1 - mask), x, overwrite=True)
+        return open_part if self.ste is None else open_part.add_(self.ste.pull(grad * mask, x, overwrite=True))
 
-    def compress(self, x: Tensor, value: Tensor) -> Tensor:
-        """Return what the member in charge needs: see `Quantizer.compress`."""
-        if self.stage == "hard":
-            return value.to(torch.int8) if self.ste is None else self.ste.compress(x, value)
-        return self.soft.compress(x, value) if self.stage == "soft" else x
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the member in charge returns: see `Quantizer.encode`."""
+        if self.stage == "hard" and (self.ste is None or self.ste.smooth):
+            value = hard(x)  # whatever a smooth surrogate's own forward is
+            return value, value.to(torch.int8) if self.ste is None else x
+        if self.stage == "hard" and self.ste is not None:
+            return self.ste.encode(x)
+        return self.soft.encode(x) if self.stage == "soft" else (self.value(x), x)
 
     def extra_repr(self) -> str:
         """Show the stage and whether frozen entries leave the backward pass."""

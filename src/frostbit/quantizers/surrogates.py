@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from frostbit.quantizers.base import Quantizer, pass_inside
+from frostbit.quantizers.base import Quantizer, hard, parts, pass_inside, sign_into
 
 
 def swish_sign_derivative(x: Tensor, mu: Tensor | float) -> Tensor:
@@ -47,13 +47,14 @@ class STEIdentity(Quantizer):
         """Return 1 everywhere."""
         return torch.ones_like(x)
 
-    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+    def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
         """Return ``grad`` itself."""
         return grad
 
-    def compress(self, x: Tensor, value: Tensor) -> Tensor:
-        """Return the sign as int8."""
-        return value.to(torch.int8)
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sign, and the sign as int8."""
+        value = hard(x)
+        return value, value.to(torch.int8)
 
 
 class STEClip(Quantizer):
@@ -66,14 +67,21 @@ class STEClip(Quantizer):
         """Return 1 for ``|x| ≤ 1``, else 0."""
         return pass_inside(torch.ones_like(x), x)
 
-    def pull(self, grad: Tensor, x: Tensor) -> Tensor:
+    def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
         """Return ``grad`` where ``|x| ≤ 1``."""
-        return pass_inside(grad, x)
+        return pass_inside(grad, x, out=grad if overwrite else None)
 
-    def compress(self, x: Tensor, value: Tensor) -> Tensor:
-        """Return ±1 for entries inside [−1, 1] and ±2 outside, as int8."""
-        doubled_inside = pass_inside(value, x).add_(value).to(torch.int8)
-        return doubled_inside.clamp(-1, 1).mul_(3).sub_(doubled_inside)
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sign, and as int8 ±1 for entries inside [−1, 1], ±2 outside."""
+        if torch.compiler.is_compiling():
+            value = hard(x)
+            return value, (value * (1 + (x.abs() > 1))).to(torch.int8)
+        value, code = torch.empty_like(x), torch.empty_like(x, dtype=torch.int8)
+        for x_part, value_part, code_part in parts(x, value, code):
+            sign_into(value_part, x_part)
+            doubled_inside = pass_inside(value_part, x_part).add_(value_part).to(torch.int8)
+            torch.clamp(doubled_inside, -1, 1, out=code_part).mul_(3).sub_(doubled_inside)
+        return value, code
 
 
 class ApproxSign(Quantizer):
@@ -90,15 +98,24 @@ class ApproxSign(Quantizer):
 class SwishSign(Quantizer):
     """``F = sign``, ``B = SS'_μ``: BNN+, sign with the derivative of SignSwish. Hardness is μ, 5 by default.
 
+    Args:
+        hardness: μ.
+        unit_slope: divide B by its value at 0, which is μ.
+
     Source: Darabi et al., BNN+ (arXiv 1812.11800).
     """
 
     default_hardness: ClassVar[float | None] = 5.0
 
+    def __init__(self, hardness: float | None = None, unit_slope: bool = False) -> None:
+        super().__init__(hardness)
+        self.unit_slope = unit_slope
+
     def B(self, x: Tensor, h: Tensor | None) -> Tensor:
-        """Return ``SS'_μ(x)``."""
+        """Return ``SS'_μ(x)``, divided by μ if ``unit_slope``."""
         assert h is not None
-        return swish_sign_derivative(x, h)
+        factor = swish_sign_derivative(x, h)
+        return factor / h if self.unit_slope else factor
 
 
 class EDE(Quantizer):

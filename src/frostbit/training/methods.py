@@ -1,4 +1,4 @@
-"""Methods by name: each a small preset of the answers in ``binarize`` and ``progression``.
+"""Methods by name: each a small preset of the answers in ``binarize``, ``progression`` and, for some, ``optimizer``.
 
 A preset only fills what a recipe, an arm or the command line leaves open. ``None`` for a section means that
 the method has no such thing: a float network has no quantizer, a straight-through network no progression.
@@ -15,7 +15,15 @@ _STE_WEIGHT: Preset = {"weight": "ste_identity", "latent_clip": 1.0}
 _STE: Preset = {**_STE_WEIGHT, "input": "ste_clip"}
 # a frozen entry is a sign, an unfrozen one clip; the progression's `ste` says what passes a frozen one
 _MASKED: Preset = {"weight": "ste_clip", "input": "ste_clip"}
+# no latent weight; a flip optimizer moves the signs themselves, Adam the real parameters
+_DIRECT: Preset = {"weight": "direct", "input": "ste_clip"}
 _WEIGHTS_ONLY: Preset = {"weight": "ste_clip", "input": None}
+# proximal maps that grow from clip to the sign
+_GROWING: Preset = {"kind": "anneal", "start": 1.0, "end": 100.0, "tail": 0.15}
+# A step that starts from the quantized weight applies the map to its own result, so a small hardness adds up: what
+# counts is the sum of (hardness − 1) over the run, about ten. This end suits a few thousand steps.
+_CREEPING: Preset = {"kind": "anneal", "start": 1.0, "end": 1.01, "shape": "linear", "tail": 0.15}
+_RELAXED: Preset = {"weight": "binary_relax", "input": "ste_clip"}
 
 METHODS: dict[str, dict[str, Preset | None]] = {
     "float": {"binarize": None, "progression": None},
@@ -37,5 +45,26 @@ METHODS: dict[str, dict[str, Preset | None]] = {
     "stompp-bwn+ste": {
         "binarize": _WEIGHTS_ONLY,
         "progression": {"targets": ["weight"], "ste": "ste_clip"},
+    },
+    "bnn+": {"binarize": {"weight": "bnn+", "input": "ste_clip"}, "progression": None},
+    "bnn++": {
+        "binarize": {"weight": "bnn++", "input": "ste_clip"},
+        "progression": {"kind": "anneal", "start": 5.0, "end": 500.0, "tail": 0.15},
+    },
+    "pc": {"binarize": {**_STE, "weight": "prox_linear"}, "progression": _GROWING},
+    "parq": {"binarize": {**_STE, "weight": "parq"}, "progression": _GROWING},
+    "binary_relax": {"binarize": {**_STE, "weight": "binary_relax"}, "progression": _GROWING},
+    "pq": {"binarize": _RELAXED, "progression": _CREEPING, "optimizer": {"step_from": "quantized"}},
+    "rpc": {
+        "binarize": _RELAXED,
+        "progression": _CREEPING,
+        "optimizer": {"grad_at": "latent", "step_from": "quantized"},
+    },
+    "bop": {"binarize": _DIRECT, "progression": None, "optimizer": {"name": "bop", "lr": 0.01}},
+    "bop2ndorder": {"binarize": _DIRECT, "progression": None, "optimizer": {"name": "bop2ndorder", "lr": 0.01}},
+    "stompp+bop2ndorder": {
+        "binarize": _DIRECT,
+        "progression": {"targets": ["input"], "ste": None},
+        "optimizer": {"name": "bop2ndorder", "lr": 0.01},
     },
 }

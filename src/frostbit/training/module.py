@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from frostbit.data import Augment, Dataset, Loader, Split
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_
 from frostbit.progression import Progression
 from frostbit.training.health import first_not_finite
-from frostbit.training.optimizers import lr_factor, make_optimizer
+from frostbit.training.optimizers import lr_factor, make_hyper_schedule, make_optimizer
 from frostbit.training.recipe import Recipe
 from frostbit.training.record import Record
 from frostbit.units import frozen_fraction
@@ -113,7 +114,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer, put the progression's clock and the latents' clip behind its steps."""
         config = self.recipe
-        optimizer = make_optimizer(config.optimizer, self.net.parameters())
+        optimizer = make_optimizer(config.optimizer, self.net)
         if self.progression is not None:
             self.progression.attach(optimizer)
         if any(getattr(layer, "latent_clip", None) is not None for layer in self.net.modules()):
@@ -123,8 +124,12 @@ class TrainingModule(L.LightningModule):
         def factor(step: int) -> float:
             return lr_factor(config.schedule, config.optimizer.lr, step, self.steps_per_epoch, total)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedules: list[LRScheduler] = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        hyper = make_hyper_schedule(config.optimizer, optimizer, total)
+        if hyper is not None:
+            schedules.append(hyper)
+        each_step: list[Any] = [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
+        return [optimizer], each_step
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the cross-entropy of a batch and count its hits."""

@@ -2,28 +2,147 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from frostbit import optim
+from frostbit.errors import UsageError
+from frostbit.optim.rules import BIAS_CORRECTIONS
+from frostbit.registry import check_choice
 from frostbit.training.recipe import OptimizerConfig, ScheduleConfig
 
+#: the rules that move direct weights
+FLIP_RULES: dict[str, type[optim.FlipOptimizer]] = {
+    "bop": optim.Bop,
+    "bop2ndorder": optim.Bop2ndOrder,
+    "cema": optim.CEMA,
+    "sgdat": optim.SGDAT,
+}
+#: a field of the recipe → the rule's argument
+_ARGUMENTS = {name: name for name in ("threshold", "gamma", "sigma", "bias_correction")} | {"flip_lr": "lr"}
+HYPER_SHAPES = ("linear", "exponential", "cosine", "staircase")
+_LATENT_FIELDS = ("grad_at", "step_from")
+_FLIP_FIELDS = ("rest", "hyper_shape", "stairs")
+PLAIN_OPTIMIZERS = ("sgd", "adam", "adamw")
+#: what a recipe says about each optimizer
+OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
+    "sgd": (*_LATENT_FIELDS, "momentum", "nesterov"),
+    "adam": (*_LATENT_FIELDS, "betas"),
+    "adamw": (*_LATENT_FIELDS, "betas"),
+    "bop": (*_FLIP_FIELDS, "threshold", "gamma", "threshold_end", "gamma_end"),
+    "bop2ndorder": (
+        *(*_FLIP_FIELDS, "threshold", "gamma", "sigma", "bias_correction"),
+        *("threshold_end", "gamma_end", "sigma_end"),
+    ),
+    "cema": (*_FLIP_FIELDS, "gamma", "flip_lr", "gamma_end"),
+    "sgdat": (*_FLIP_FIELDS, "threshold", "flip_lr", "threshold_end"),
+}
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch optimizer that a recipe names."""
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum or 0.0,
-            nesterov=bool(config.nesterov),
-            weight_decay=config.weight_decay,
-        )
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, betas=config.betas or (0.9, 0.999), weight_decay=config.weight_decay)
+
+def flip_defaults(name: str) -> dict[str, Any]:
+    """Return {field of the recipe: default} of the flip rule ``name``."""
+    own = inspect.signature(FLIP_RULES[name]).parameters
+    return {field: own[argument].default for field, argument in _ARGUMENTS.items() if argument in own}
+
+
+def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
+    """Fill in the defaults of a flip rule, and return which fields belong to which optimizer.
+
+    Args:
+        config: of the recipe, with a valid name; changed in place.
+
+    Returns:
+        `OPTIMIZER_FIELDS`, with the fields of ``config.rest`` added to those of a flip rule.
+
+    Raises:
+        UsageError: an unknown name in one of the rule's fields.
+    """
+    fields = dict(OPTIMIZER_FIELDS)
+    if config.name in FLIP_RULES:
+        config.rest = check_choice("optimizer.rest", config.rest or "adam", PLAIN_OPTIMIZERS)
+        fields[config.name] += tuple(name for name in fields[config.rest] if name not in _LATENT_FIELDS)
+        check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
+        for name, value in flip_defaults(config.name).items():
+            if getattr(config, name) is None:
+                setattr(config, name, value)
+        if config.bias_correction is not None:
+            check_choice("optimizer.bias_correction", config.bias_correction, BIAS_CORRECTIONS)
+    return fields
+
+
+def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer that a recipe names, over the network's parameters.
+
+    Args:
+        config: of the recipe.
+        net: the network, converted already.
+
+    Returns:
+        A torch optimizer; for a flip rule one that moves all other parameters with ``config.rest``.
+
+    Raises:
+        UsageError: a hyper-parameter outside its range, or an optimizer that cannot move such weights.
+    """
+    rule = FLIP_RULES.get(config.name)
+    try:
+        if rule is None:
+            kind, arguments = _plain(config.name, config)
+            if config.grad_at == "latent" or config.step_from == "quantized":  # otherwise the steps are the plain ones
+                switches: dict[str, Any] = {"grad_at": config.grad_at, "step_from": config.step_from}
+                optimizer: torch.optim.Optimizer = optim.ProxConnect(net, kind, **switches, **arguments)
+            else:
+                optimizer = kind(net.parameters(), **arguments)
+            optim.check_pairing(net, optimizer)
+            return optimizer
+        own = {_ARGUMENTS[field]: getattr(config, field) for field in flip_defaults(config.name)}
+        return optim.CaseOptimizer(net, {"binary": (rule, own)}, default=_plain(config.rest or "adam", config))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _plain(name: str, config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if name == "sgd":
+        return torch.optim.SGD, common | {"momentum": config.momentum or 0.0, "nesterov": bool(config.nesterov)}
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind, common | {"betas": config.betas or (0.9, 0.999)}
+
+
+def make_hyper_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int
+) -> optim.HyperSchedule | None:
+    """Return the schedule of the flip rule's hyper-parameters, ``None`` if they are constant.
+
+    Args:
+        config: of the recipe.
+        optimizer: from `make_optimizer`.
+        total_steps: optimizer steps in the run.
+
+    Raises:
+        UsageError: ends that such a curve cannot join.
+    """
+    ends = {name: getattr(config, f"{name}_end") for name in ("threshold", "gamma", "sigma")}
+    shape = check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
+    curves: dict[str, optim.Curve] = {}
+    try:
+        for name, end in ends.items():
+            start = getattr(config, name)
+            if end is None or start is None:
+                continue
+            if shape == "staircase":
+                stairs = max(2, config.stairs or 2)
+                factor = (end / start) ** (1 / (stairs - 1))
+                curves[name] = optim.staircase(start, factor, math.ceil(total_steps / stairs))
+            else:
+                curves[name] = getattr(optim, shape)(start, end, total_steps)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"optimizer.{name} cannot go from {start} to {end} as {shape}: {error}") from error
+    return optim.HyperSchedule(optimizer, **curves) if curves else None
 
 
 def lr_factor(config: ScheduleConfig, lr: float, step: int, steps_per_epoch: int, total_steps: int) -> float:

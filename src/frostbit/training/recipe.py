@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 Spec = str | dict[str, Any]
 """A quantizer in a recipe: its name, or ``{name: …, option: …}``."""
+Place = Literal["quantized", "latent"]
+"""One of the two weights that there are: what the network computes with, or the parameter."""
 
 
 @dataclass
@@ -63,19 +65,32 @@ class ProgressionConfig:
     quantity: Annotated[str | None, "anneal: which quantity of the quantizers moves"] = "hardness"
     start: Annotated[float | None, "anneal: its first value"] = 5.0
     end: Annotated[float | None, "anneal: its last value"] = 500.0
-    shape: Annotated[str | None, "anneal: the curve between them"] = "geometric"
+    shape: Annotated[str | None, "anneal: geometric, linear or sigmoid between them; sum_lr"] = "geometric"
 
 
 @dataclass
 class OptimizerConfig:
     """How weights move."""
 
-    name: Annotated[str, "sgd, adam or adamw"] = "sgd"
-    lr: Annotated[float, "learning rate"] = 0.1
+    name: Annotated[str, "sgd, adam, adamw; for direct weights bop, bop2ndorder, cema, sgdat"] = "sgd"
+    lr: Annotated[float, "learning rate, of the real parameters where weights flip"] = 0.1
     momentum: Annotated[float | None, "sgd: momentum"] = 0.9
     nesterov: Annotated[bool | None, "sgd: Nesterov momentum"] = False
     betas: Annotated[tuple[float, float] | None, "adam, adamw: decay rates of the averages"] = (0.9, 0.999)
-    weight_decay: Annotated[float, "weight decay"] = 0.0
+    weight_decay: Annotated[float, "weight decay, of the real parameters where weights flip"] = 0.0
+    grad_at: Annotated[Place | None, "latent weights: where their gradient is taken"] = "quantized"
+    step_from: Annotated[Place | None, "latent weights: where their step starts"] = "latent"
+    rest: Annotated[str | None, "flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"
+    threshold: Annotated[float | None, "bop, bop2ndorder, sgdat: threshold; the rule's own if left out"] = None
+    gamma: Annotated[float | None, "bop, bop2ndorder, cema: rate of the gradient's average"] = None
+    sigma: Annotated[float | None, "bop2ndorder: rate of the squared gradient's average"] = None
+    bias_correction: Annotated[str | None, "bop2ndorder: none, paper or adam"] = None
+    flip_lr: Annotated[float | None, "cema: rate of the second average; sgdat: learning rate"] = None
+    threshold_end: Annotated[float | None, "threshold at the end of the run; constant if left out"] = None
+    gamma_end: Annotated[float | None, "gamma at the end of the run; constant if left out"] = None
+    sigma_end: Annotated[float | None, "sigma at the end of the run; constant if left out"] = None
+    hyper_shape: Annotated[str | None, "the way there: linear, exponential, cosine or staircase"] = "linear"
+    stairs: Annotated[int | None, "number of stairs of a staircase"] = 5
 
 
 @dataclass

@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args, get_origin
 from frostbit.errors import UsageError
 from frostbit.registry import check_choice, nearest
 from frostbit.training.methods import METHODS
+from frostbit.training.optimizers import OPTIMIZER_FIELDS, settle_optimizer
 from frostbit.training.recipe import Recipe
 
 Flat = dict[str, Any]
-OPTIMIZER_FIELDS = {"sgd": ("momentum", "nesterov"), "adam": ("betas",), "adamw": ("betas",)}
 SCHEDULE_FIELDS = {
     "constant": (),
     "cosine": ("final_lr",),
@@ -204,6 +204,7 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
             if strict and name in strict:
                 raise UsageError(f"{name} means nothing here: method {method!r} has no {section}")
             del stated[name]
+    preset.update({f"optimizer.{key}": value for key, value in (METHODS[method].get("optimizer") or {}).items()})
     complete = overlay({n: s.default for n, s in SETTINGS.items()}, {"paper": None}, preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
@@ -331,12 +332,14 @@ def _choice(what: str, name: str, known: Iterable[str]) -> str:
 def _settle(recipe: Recipe) -> None:
     _choice("optimizer", recipe.optimizer.name, OPTIMIZER_FIELDS)
     _choice("learning-rate schedule", recipe.schedule.name, SCHEDULE_FIELDS)
-    _clear_others(recipe.optimizer, recipe.optimizer.name, OPTIMIZER_FIELDS)
+    _clear_others(recipe.optimizer, recipe.optimizer.name, settle_optimizer(recipe.optimizer))
     _clear_others(recipe.schedule, recipe.schedule.name, SCHEDULE_FIELDS)
     if recipe.progression is not None:
         kind = recipe.progression.kind
         _clear_others(recipe.progression, kind, PROGRESSION_FIELDS)
         recipe.progression.order = recipe.progression.order or {"stompp": "forward", "anneal": "global"}[kind]
+        if recipe.progression.shape == "sum_lr":
+            recipe.progression.start = recipe.progression.end = None
     if recipe.schedule.name == "step" and not recipe.schedule.milestones:
         raise UsageError("schedule.milestones must list the epochs of a step schedule, found none")
     _choice("train.strategy", recipe.train.strategy, ("auto", "ddp"))

@@ -1,0 +1,155 @@
+"""Flip rules in recipes: presets, fields of their own, schedules, refusals, and a run that resumes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import frostbit as fb
+from frostbit.errors import UsageError
+from frostbit.training.build import build
+from frostbit.training.files import load_tensors
+from frostbit.training.module import TrainingModule
+from frostbit.training.optimizers import make_hyper_schedule, make_optimizer
+from frostbit.training.recipe import Recipe
+from frostbit.training.resolve import flatten, resolve, to_dict
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"name": "mlp", "args": {"hidden": [16, 16, 16]}},
+    "data": {"name": "digits", "limit_train": 128, "limit_test": 50},
+    "train": {"epochs": 2, "batch": 32, "record_every": 2, "threads": 1, "accelerator": "cpu"},
+    "binarize": {"min_binary_macs": 0.0},
+}
+
+
+def tiny(method: str, **settings: Any) -> Recipe:
+    return resolve(flatten(TINY), {"method": method, **settings})
+
+
+@pytest.mark.parametrize("method", ["bop", "bop2ndorder", "stompp+bop2ndorder"])
+def test_presets_fill_in_the_rules_own_numbers(method: str) -> None:
+    config = tiny(method).optimizer
+    kind = fb.optim.Bop if method == "bop" else fb.optim.Bop2ndOrder
+    (w,) = [torch.nn.Parameter(torch.ones(2))]
+    group = kind([w]).param_groups[0]
+    for name in ("threshold", "gamma", "sigma", "bias_correction"):
+        assert getattr(config, name) == group.get(name), name
+    assert (config.rest, config.lr, config.betas, config.momentum) == ("adam", 0.01, (0.9, 0.999), None)
+    again = resolve(flatten(to_dict(tiny(method))))
+    assert to_dict(again) == to_dict(tiny(method))
+
+
+def test_fields_that_mean_nothing_are_cleared() -> None:
+    sgd = tiny("bop", **{"optimizer.rest": "sgd", "optimizer.momentum": 0.5, "optimizer.sigma": 0.1}).optimizer
+    assert (sgd.momentum, sgd.betas, sgd.sigma) == (0.5, None, None)
+    plain = tiny("ste", **{"optimizer.gamma": 0.1}).optimizer
+    assert (plain.gamma, plain.rest, plain.stairs) == (None, None, None)
+    cema = tiny("bop", **{"optimizer.name": "cema", "optimizer.flip_lr": 0.5}).optimizer
+    assert (cema.flip_lr, cema.gamma, cema.threshold) == (0.5, 0.1, None)
+
+
+@pytest.mark.parametrize("name", ["bop", "bop2ndorder", "cema", "sgdat"])
+def test_optimizers_of_recipes(name: str) -> None:
+    recipe = tiny("bop", **{"optimizer.name": name, "optimizer.rest": "sgd", "optimizer.weight_decay": 0.1})
+    net = build(recipe, 0).net
+    optimizer = make_optimizer(recipe.optimizer, net)
+    assert isinstance(optimizer, fb.optim.CaseOptimizer)
+    sgd, flip = optimizer.param_groups
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.01, 0.9, 0.1)
+    assert {type(o).__name__.lower() for o in optimizer.optimizers.values()} == {"sgd", name}
+    assert flip["lr"] == {"cema": 1e-3, "sgdat": 1e-2}.get(name, 0.0)
+    assert make_hyper_schedule(recipe.optimizer, optimizer, 10) is None
+
+
+def test_schedules_of_recipes() -> None:
+    settings = {"optimizer.gamma": 1e-2, "optimizer.gamma_end": 1e-4, "optimizer.hyper_shape": "staircase"}
+    recipe = tiny("bop", **settings, **{"optimizer.stairs": 3, "optimizer.threshold_end": 1e-6})
+    optimizer = make_optimizer(recipe.optimizer, build(recipe, 0).net)
+    schedule = make_hyper_schedule(recipe.optimizer, optimizer, 9)
+    assert schedule is not None
+    seen = []
+    for _ in range(9):
+        seen.append(optimizer.param_groups[1]["gamma"])
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx([1e-2] * 3 + [1e-3] * 3 + [1e-4] * 3)
+    settings = {"optimizer.threshold": 0, "optimizer.threshold_end": 1, "optimizer.hyper_shape": "exponential"}
+    recipe = tiny("bop", **settings)
+    optimizer = make_optimizer(recipe.optimizer, build(recipe, 0).net)
+    with pytest.raises(UsageError, match=r"optimizer.threshold cannot go from 0.0 to 1.0 as exponential"):
+        make_hyper_schedule(recipe.optimizer, optimizer, 9)
+
+
+REFUSALS = {
+    "rest": ({"optimizer.rest": "adm"}, "unknown optimizer.rest 'adm': did you mean 'adam'"),
+    "shape": ({"optimizer.hyper_shape": "lienar"}, "unknown optimizer.hyper_shape 'lienar': did you mean 'linear'"),
+    "name": ({"optimizer.name": "bop2"}, "unknown optimizer 'bop2'"),
+    "correction": (
+        {"optimizer.name": "bop2ndorder", "optimizer.bias_correction": "adm"},
+        "unknown optimizer.bias_correction 'adm': did you mean 'adam'",
+    ),
+    "latent": ({"binarize.weight": "ste_clip"}, "Bop cannot move 'layers.linear2.weight': it is a latent weight"),
+    "direct": ({"optimizer.name": "adam"}, "Adam cannot move 'layers.linear2.weight': it is a direct weight"),
+    "prox": (
+        {"optimizer.name": "sgd", "optimizer.step_from": "quantized"},
+        "cannot move 'layers.linear2.weight': it is a direct weight",
+    ),
+    "gamma": ({"optimizer.gamma": 2.0}, "Bop needs gamma to be above 0 and at most 1, found 2.0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(case: str) -> None:
+    settings, said = REFUSALS[case]
+
+    def make() -> torch.optim.Optimizer:
+        recipe = tiny("bop", **settings)
+        return make_optimizer(recipe.optimizer, build(recipe, 0).net)
+
+    with pytest.raises(UsageError, match=said):
+        make()
+
+
+def test_a_run_leaves_signs_and_resumes_bit_exactly(tmp_path: Path) -> None:
+    from frostbit.training import run
+
+    settings = {
+        "optimizer.gamma": 0.05,
+        "optimizer.gamma_end": 0.01,
+        "optimizer.sigma": 0.05,
+        "schedule.name": "cosine",
+    }
+    recipe = tiny("stompp+bop2ndorder", **settings)
+    result = run.train(copy.deepcopy(recipe), arm="a", seed=0, folder=tmp_path / "whole")
+    assert result["resolved"]["optimizer"]["gamma"] == 0.05
+    assert {window[2] for window in result["windows"]} == {4, 8}
+    final = load_tensors(tmp_path / "whole" / "final.pt")
+    assert set(final["layers.linear2.weight"].flatten().tolist()) == {-1.0, 1.0}
+    checkpoint = load_tensors(tmp_path / "whole" / "last.ckpt")
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert groups[1]["gamma"] == pytest.approx(0.01)
+    assert groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+    before = TrainingModule.on_train_epoch_start
+
+    def stop(module: TrainingModule) -> None:
+        before(module)
+        if module.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    TrainingModule.on_train_epoch_start = stop  # type: ignore[method-assign] # for the time of one run
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run.train(copy.deepcopy(recipe), arm="a", seed=0, folder=tmp_path / "cut")
+    finally:
+        TrainingModule.on_train_epoch_start = before  # type: ignore[method-assign] # as it was
+    run.train(copy.deepcopy(recipe), arm="a", seed=0, folder=tmp_path / "cut", resume=True)
+    resumed = load_tensors(tmp_path / "cut" / "final.pt")
+    assert all(torch.equal(final[name], resumed[name]) for name in final)
+    again = load_tensors(tmp_path / "cut" / "last.ckpt")["optimizer_states"][0]["state"]
+    for number, state in checkpoint["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(again[number][name])), name

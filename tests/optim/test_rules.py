@@ -1,0 +1,459 @@
+"""The flip rules: hand-computed cases, the plain reference, float64, layouts, dtypes, and what is refused."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from frostbit.optim import CEMA, SGDAT, Bop, Bop2ndOrder, FlipOptimizer, base, reference
+
+torch.set_num_threads(1)
+
+RULES: dict[str, Callable[..., FlipOptimizer]] = {"bop": Bop, "bop2ndorder": Bop2ndOrder, "cema": CEMA, "sgdat": SGDAT}
+HALF_ULP = 2.0**-24
+
+
+def signs(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    generator = torch.Generator().manual_seed(seed)
+    return nn.Parameter((torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(dtype))
+
+
+def take(optimizer: FlipOptimizer, parameter: nn.Parameter, *gradients: list[float]) -> list[list[float]]:
+    """Step once for each gradient and return the weights after each."""
+    seen = []
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient, dtype=parameter.dtype)
+        optimizer.step()
+        seen.append(parameter.tolist())
+    return seen
+
+
+# ---- by hand
+
+
+def test_bop_by_hand() -> None:
+    w = nn.Parameter(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+    bop = Bop([w], threshold=0.25, gamma=0.5)
+    # w·m = 0.25, 0.75, 0.75, -1: a weight flips if the average asks for it; 0.25 is the threshold itself and stays
+    assert take(bop, w, [0.5, 1.5, -1.5, 2.0]) == [[1, -1, 1, -1]]
+    assert bop.state[w]["m"].tolist() == [0.25, 0.75, -0.75, 1.0]
+    assert bop.flips(w) == 2
+    # w·m = 0.375, -0.375, 0, 0: a flip has reset nothing
+    assert take(bop, w, [0.5, 0.0, 0.75, -1.0]) == [[-1, -1, 1, -1]]
+    assert bop.flips(w) == 3
+
+
+def test_bop2ndorder_by_hand() -> None:
+    # one step from zero moments: m = γg, v = σg², so s is ±γ/√σ = 0.25/0.5 whatever the gradient's size
+    for size in (1e-6, 1.0, 1e6):
+        for threshold, flips in ((0.49, True), (0.51, False)):
+            w = nn.Parameter(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+            opt = Bop2ndOrder([w], threshold=threshold, gamma=0.25, sigma=0.25)
+            sign = -1 if flips else 1
+            assert take(opt, w, [size, -size, -size, size]) == [[sign, -sign, 1, -1]]
+            assert opt.flips(w) == 2 * flips
+    # "paper": (m/γ)/√(v/σ) = ±1 after the first step; "adam": m̂ = g, v̂ = g², ±1 again
+    for correction in ("paper", "adam"):
+        for threshold, flips in ((0.99, True), (1.01, False)):
+            w = nn.Parameter(torch.tensor([1.0]))
+            opt = Bop2ndOrder([w], threshold=threshold, gamma=1e-4, sigma=1e-2, bias_correction=correction)
+            assert take(opt, w, [3.0]) == [[-1 if flips else 1]]
+    # a second step tells the two apart: m/γ = g₂ + (1−γ)g₁ grows, m̂ does not
+    for correction, flips in (("paper", True), ("adam", False)):
+        w = nn.Parameter(torch.tensor([-1.0]))
+        opt = Bop2ndOrder([w], threshold=1.2, gamma=1e-4, sigma=1e-2, bias_correction=correction)
+        assert take(opt, w, [-1.0], [-1.0]) == [[-1], [1 if flips else -1]]
+
+
+def test_cema_by_hand() -> None:
+    w = nn.Parameter(torch.tensor([1.0, -1.0, 1.0]))
+    cema = CEMA([w], lr=0.25, gamma=0.5)
+    # mu = 1, 1, 0; z = 0.25, 0.25, 0: a zero is a tie
+    assert take(cema, w, [2.0, 2.0, 0.0]) == [[-1, -1, 1]]
+    # mu = 0, -1, 0.5; z = 0.1875, -0.0625, 0.125: z decides, not mu, and not the gradient
+    assert take(cema, w, [-1.0, -3.0, 1.0]) == [[-1, 1, -1]]
+    assert cema.state[w]["z"].tolist() == [0.1875, -0.0625, 0.125]
+
+
+def test_sgdat_by_hand() -> None:
+    w = nn.Parameter(torch.tensor([1.0, -1.0]))
+    opt = SGDAT([w], lr=0.5, threshold=1.0)
+    # m = -0.5, -0.5; n = 0, so any sum decides; a flip costs the first weight one threshold
+    assert take(opt, w, [1.0, 1.0]) == [[-1, -1]]
+    assert opt.state[w]["n"].tolist() == [1, 0]
+    # m = 0.5, 0.5: enough for the second (n = 0), not for the first, which needs more than τ·1
+    assert take(opt, w, [-2.0, -2.0]) == [[-1, 1]]
+    # m = 1, 1: |m| = τ·n is a tie; m = 1.25 is beyond
+    assert take(opt, w, [-1.0, -1.0], [-0.5, -0.5]) == [[-1, 1], [1, 1]]
+    assert opt.state[w]["n"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zero_gradients_flip_nothing(rule: str) -> None:
+    for thresholds in ({}, {"threshold": 0.0}):
+        if rule == "cema" and thresholds:
+            continue
+        w = signs(50)
+        before = w.detach().clone()
+        opt = RULES[rule]([w], **thresholds)
+        for _ in range(3):
+            w.grad = torch.zeros(50)
+            opt.step()
+        assert torch.equal(w, before)
+        assert opt.flips(w) == 0
+
+
+@pytest.mark.parametrize("correction", ["none", "paper", "adam"])
+def test_the_threshold_itself_keeps_the_weight(correction: str) -> None:
+    """s = τ exactly, in powers of two: m = 1/4, √v = 1/2, ε far below an ulp."""
+    tau = {"none": 0.5, "paper": 1.0, "adam": 1.0}[correction]
+    for threshold, flips in ((tau, 0), (tau * (1 - 8 * HALF_ULP), 2), (tau * (1 + 8 * HALF_ULP), 0)):
+        w = nn.Parameter(torch.tensor([1.0, -1.0]))
+        opt = Bop2ndOrder([w], threshold=threshold, gamma=0.25, sigma=0.25, bias_correction=correction, eps=1e-30)
+        take(opt, w, [1.0, -1.0])
+        assert opt.flips(w) == flips
+
+
+# ---- against the plain reference
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bop": ("bop", {"threshold": 1e-3, "gamma": 1e-2}),
+    "bop, τ=0": ("bop", {"threshold": 0.0, "gamma": 0.3}),
+    "bop, fast": ("bop", {"threshold": 0.1, "gamma": 0.7}),
+    "cema": ("cema", {"lr": 1e-2, "gamma": 0.1}),
+    "sgdat": ("sgdat", {"lr": 1e-2, "threshold": 1e-2}),
+    "sgdat, τ=0": ("sgdat", {"lr": 1e-2, "threshold": 0.0}),
+    **{
+        f"bop2ndorder, {correction}, {name}": ("bop2ndorder", {"bias_correction": correction, **options})
+        for correction in ("none", "paper", "adam")
+        for name, options in {
+            "τ=0": {"threshold": 0.0, "gamma": 1e-2, "sigma": 1e-3},
+            "centre": {"threshold": 1e-6, "gamma": 1e-7, "sigma": 1e-3},
+            "τ acts": {
+                "threshold": {"none": 0.05, "paper": 0.8, "adam": 0.08}[correction],
+                "gamma": 1e-2,
+                "sigma": 1e-2,
+            },
+        }.items()
+    },
+}
+
+
+def of_reference(rule: str, options: dict[str, Any], w: float, g: float, kept: list[float], step: int) -> list[float]:
+    if rule == "bop2ndorder":
+        return list(reference.bop2ndorder(w, g, *kept, step, **options))
+    return list({"bop": reference.bop, "cema": reference.cema, "sgdat": reference.sgdat}[rule](w, g, *kept, **options))
+
+
+def margin(rule: str, options: dict[str, Any], w: float, kept: list[float], step: int) -> float:
+    """How far the statistic is from the threshold, in ulps of the threshold."""
+    if rule == "bop":
+        s, bound = w * kept[0], options["threshold"]
+    elif rule == "cema":
+        s, bound = w * kept[1], 0.0
+    elif rule == "sgdat":
+        s, bound = -w * kept[0], options["threshold"] * kept[1]
+    else:
+        rest = {key: value for key, value in options.items() if key != "threshold"}
+        s, bound = w * reference.bop2ndorder_statistic(*kept, step, **rest), options["threshold"]
+    return abs(s - bound) / (2 * HALF_ULP * abs(bound) or math.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_fast_and_reference_flip_alike_over_1000_steps(case: str, dtype: torch.dtype) -> None:
+    rule, options = CASES[case]
+    entries, steps = 24, 1000
+    w = signs(entries, dtype=dtype)
+    optimizer = RULES[rule]([w], **options)
+    weights = w.tolist()
+    kept = [[0.0] * len(optimizer.moments) for _ in range(entries)]
+    generator = torch.Generator().manual_seed(1)
+    drift = torch.randn(entries, generator=generator)
+    flips = 0
+    for step in range(1, steps + 1):
+        w.grad = (0.1 * drift * math.sin(step / 60) + torch.randn(entries, generator=generator)).to(dtype)
+        optimizer.step()
+        for i, (g, now) in enumerate(zip(w.grad.tolist(), w.tolist(), strict=True)):
+            before = weights[i]
+            weights[i], *kept[i] = of_reference(rule, options, before, g, kept[i], step)
+            if now != weights[i]:
+                seen = kept[i] if rule != "sgdat" else [kept[i][0], optimizer.state[w]["n"][i].item()]
+                assert margin(rule, options, before, seen, step) <= 4, (step, i)
+                weights[i] = now  # both are right so close to the threshold: go on together
+            flips += weights[i] != before
+    assert flips == optimizer.flips(w)
+    assert flips > entries  # the case says something
+    for name, values in zip(optimizer.moments, zip(*kept, strict=True), strict=True):
+        assert optimizer.state[w][name].dtype == torch.float32
+        torch.testing.assert_close(optimizer.state[w][name], torch.tensor(values), rtol=2e-6, atol=0)
+
+
+# ---- moments
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gamma", [1e-2, 1e-4, 1e-7])
+def test_moments_follow_float64_over_3000_steps(gamma: float, weights: torch.dtype) -> None:
+    w = signs(64, dtype=weights)
+    opt = Bop2ndOrder([w], gamma=gamma, sigma=gamma)
+    m, v = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3000):
+        w.grad = (1 + torch.randn(64, generator=generator)).to(weights)
+        opt.step()
+        g = w.grad.double()
+        m += gamma * (g - m)
+        v += gamma * (g.square() - v)
+    for name, exact in (("m", m), ("v", v)):
+        worst = (opt.state[w][name].double() / exact - 1).abs().max().item()
+        assert worst < 2e-5, (name, worst)
+    # an average kept in bf16 would have stalled at about half of that
+    assert (w.abs() == 1).all()
+
+
+# ---- layouts, sizes, lists of tensors
+
+
+def run(shapes: list[tuple[int, ...]], rule: str, steps: int, ops: base.Ops | None = None) -> list[Tensor]:
+    parameters = [signs(*shape, seed=i) for i, shape in enumerate(shapes)]
+    opt = RULES[rule](parameters)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(1, steps + 1):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator)
+        if ops is None:
+            opt.step()
+            continue
+        group = opt.param_groups[0]
+        states = [opt._state_of(p, group) for p in parameters]
+        lists = [[s[name] for s in states] for name in opt.moments]
+        with torch.no_grad():
+            opt._update(ops, [p.data for p in parameters], [p.grad for p in parameters], *lists, group=group, step=step)
+    return [*(p.detach() for p in parameters), *(opt.state[p][name] for p in parameters for name in opt.moments)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_lists_of_tensors_and_single_ones_agree(rule: str) -> None:
+    shapes = [(3,), (70_001,), (2, 3, 4), ()]
+    for one, other in zip(run(shapes, rule, 6), run(shapes, rule, 6, base.FOREACH), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_large_tensors_in_any_layout_move_as_small_ones_do(rule: str) -> None:
+    """A tensor of several chunks, channels-last, transposed, or with a gradient of another layout."""
+    shape = (40, 30, 10, 10)
+    gradients = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    start = signs(*shape).detach()
+
+    def end(weight: Tensor, to_layout: Callable[[Tensor], Tensor], **options: Any) -> tuple[Tensor, int]:
+        p = nn.Parameter(weight)
+        opt = RULES[rule]([p], **options)
+        for g in gradients:
+            p.grad = to_layout(g)
+            opt.step()
+        return p.detach(), opt.flips(p)
+
+    row = nn.Parameter(start.flatten().clone())
+    opt = RULES[rule]([row])
+    pieces = [nn.Parameter(piece.clone()) for piece in start.flatten().split(999)]
+    in_pieces = RULES[rule](pieces)
+    for g in gradients:
+        row.grad = g.flatten()
+        opt.step()
+        for piece, part in zip(pieces, g.flatten().split(999), strict=True):
+            piece.grad = part.clone()
+        in_pieces.step()
+    expected = torch.cat([piece.detach() for piece in pieces]).view(shape)
+    assert torch.equal(row.detach().view(shape), expected)
+    last = {"memory_format": torch.channels_last}
+    strided = torch.stack([start, start], -1)[..., 0]
+    for weight, layout in (
+        (start.clone(), lambda g: g),
+        (start.contiguous(**last), lambda g: g.contiguous(**last)),
+        (start.contiguous(**last), lambda g: g),
+        (start.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), lambda g: g),
+        (strided, lambda g: g),
+    ):
+        got, flips = end(weight, layout)
+        assert torch.equal(got, expected)
+        assert flips == opt.flips(row) == sum(in_pieces.flips(p) for p in pieces)
+
+
+class Contrary(FlipOptimizer):
+    """A rule of one's own, without memory: a weight flips where this step's gradient is beyond the threshold."""
+
+    def __init__(self, params: Any, threshold: float = 0.0) -> None:
+        super().__init__(params, {"threshold": threshold})
+
+    def filter_(self, op: base.Ops, g: Any, moments: Any, group: base.Group) -> None:
+        self.evidence = g
+
+    def flips_where(self, op: base.Ops, w: Any, moments: Any, group: base.Group, step: int) -> Any:
+        x = op.mul(self.evidence, w)
+        op.gt_(x, group["threshold"])
+        return x
+
+
+def test_a_rule_of_ones_own_without_moments_and_with_gaps_in_memory() -> None:
+    storage = torch.full((300, 400, 2), 7.0)
+    w = nn.Parameter(storage[..., 0])
+    with torch.no_grad():
+        w.copy_(signs(300, 400))
+    start = w.detach().clone()
+    g = torch.randn(300, 400)
+    w.grad = torch.stack([g, g], -1)[..., 0]
+    opt = Contrary([w])
+    opt.step()
+    assert torch.equal(w, torch.where(g * start > 0, -start, start))
+    assert opt.flips(w) == (g * start > 0).sum().item()
+    assert (storage[..., 1] == 7).all()
+
+
+def test_a_sharded_looking_tensor_is_updated_through_its_local_part() -> None:
+    class Sharded(Tensor):
+        def to_local(self) -> Tensor:
+            return self.as_subclass(Tensor)
+
+    assert type(base._local(torch.ones(2).as_subclass(Sharded))) is Tensor
+    plain = torch.ones(2)
+    assert base._local(plain) is plain
+
+
+def test_counts_beyond_float32_are_exact() -> None:
+    mask = torch.ones(2**24 + 3)
+    assert base._count(mask) == 2**24 + 3
+    assert base.SINGLE.count(torch.ones(7)) == 7
+
+
+# ---- groups, closures, missing gradients, state
+
+
+def test_groups_have_their_own_hyper_parameters() -> None:
+    a, b = signs(4), signs(4)
+    opt = Bop([{"params": [a], "threshold": 10.0}, {"params": [b], "gamma": 1.0}], threshold=0.0, gamma=0.5)
+    a.grad, b.grad = a.detach().clone(), b.detach().clone()
+    opt.step()
+    assert (opt.flips(a), opt.flips(b)) == (0, 4)
+    assert opt.state[b]["m"].abs().tolist() == [1.0] * 4
+    opt.param_groups[0]["threshold"] = 0.0  # what is changed there holds
+    opt.step()
+    assert opt.flips(a) == 4
+
+
+def test_named_parameters_closures_and_missing_gradients() -> None:
+    a, b = signs(3), signs(3)
+    opt = Bop([("a", a), ("b", b)], threshold=0.0)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = a.sum()
+        loss.backward()
+        return loss
+
+    assert opt.step(closure) == a.sum().new_tensor(signs(3).sum().item())
+    assert opt.flips(b) == 0
+    assert opt.state_dict()["param_groups"][0]["param_names"] == ["a", "b"]
+    assert "m" not in opt.state[b]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_resume_is_exact_in_every_dtype(rule: str, dtype: torch.dtype) -> None:
+    def steps(opt: FlipOptimizer, p: nn.Parameter, begin: int, end: int) -> None:
+        for i in range(begin, end):
+            p.grad = torch.randn(300, generator=torch.Generator().manual_seed(i)).to(dtype)
+            opt.step()
+
+    w = signs(300, dtype=dtype)
+    opt = RULES[rule]([w])
+    steps(opt, w, 0, 20)
+    saved, at = copy.deepcopy(opt.state_dict()), w.detach().clone()
+    steps(opt, w, 20, 40)
+    again = nn.Parameter(at)
+    other = RULES[rule]([again])
+    other.load_state_dict(saved)
+    steps(other, again, 20, 40)
+    assert torch.equal(again, w)
+    assert set(again.detach().abs().tolist()) == {1.0}
+    assert other.flips(again) == opt.flips(w)
+    for name in opt.moments:
+        assert other.state[again][name].dtype == torch.float32
+        assert torch.equal(other.state[again][name], opt.state[w][name])
+
+
+def test_state_is_no_larger_than_adams() -> None:
+    def size(opt: torch.optim.Optimizer) -> int:
+        return sum(t.nbytes for s in opt.state.values() for t in s.values() if isinstance(t, Tensor))
+
+    w = [signs(5), signs(3, 4)]
+    for p in w:
+        p.grad = torch.randn(p.shape)
+    adam, opt = torch.optim.Adam([nn.Parameter(p.detach().clone()) for p in w]), Bop2ndOrder(w)
+    for p, q in zip(adam.param_groups[0]["params"], w, strict=True):
+        p.grad = q.grad
+    adam.step()
+    opt.step()
+    assert 0 < size(opt) <= size(adam)
+
+
+# ---- what is refused
+
+
+def test_a_latent_is_refused_at_the_first_step() -> None:
+    latent = nn.Parameter(torch.tensor([[1.0, -1.0], [0.25, 1.0]]))
+    latent.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError, match=r"Bop moves weights that are exactly -1 or \+1, found 0.25 in .*\(2, 2\)"):
+        Bop([latent]).step()
+    with pytest.raises(ValueError, match=r"CEMA .* found 0.25 in 'fc.weight': binarize with weight=\"direct\""):
+        CEMA([("fc.weight", latent)]).step()
+    for odd in (math.nan, 0.0):
+        with torch.no_grad():
+            latent[1, 0] = odd
+        with pytest.raises(ValueError, match="exactly -1"):
+            SGDAT([latent]).step()
+
+
+def test_sparse_gradients_are_refused() -> None:
+    w = signs(3, 2)
+    w.grad = torch.ones(3, 2).to_sparse()
+    with pytest.raises(ValueError, match="dense gradients, found a sparse one of 'table'"):
+        Bop([("table", w)]).step()
+
+
+REFUSALS: dict[str, tuple[Callable[[nn.Parameter], Any], str]] = {
+    "gamma": (lambda w: Bop([w], gamma=0.0), "Bop needs gamma to be above 0 and at most 1, found 0.0"),
+    "threshold": (lambda w: Bop([w], threshold=-1e-3), "Bop needs threshold to be at least 0 and finite"),
+    "nan": (lambda w: Bop2ndOrder([w], threshold=math.nan), "threshold to be at least 0 and finite, found nan"),
+    "sigma": (lambda w: Bop2ndOrder([w], sigma=1.5), "Bop2ndOrder needs sigma to be above 0 and at most 1"),
+    "text": (lambda w: Bop2ndOrder([w], gamma="1e-3"), "found '1e-3'"),
+    "eps": (lambda w: Bop2ndOrder([w], eps=0.0), "eps to be positive"),
+    "correction": (
+        lambda w: Bop2ndOrder([w], bias_correction="papr"),
+        "unknown bias_correction 'papr': did you mean 'paper'",
+    ),
+    "alpha": (lambda w: CEMA([w], lr=2.0), "CEMA needs lr to be above 0 and at most 1"),
+    "rate": (lambda w: SGDAT([w], lr=0.0), "SGDAT needs lr to be positive"),
+    "group": (
+        lambda w: Bop([{"params": [w], "gama": 0.1}]),
+        "Bop has no hyper-parameter 'gama': did you mean 'gamma'",
+    ),
+    "decay": (
+        lambda w: Bop([{"params": [w], "weight_decay": 1e-4}]),
+        "Bop moves weights of size 1, which cannot decay",
+    ),
+    "group value": (lambda w: Bop([{"params": [w], "gamma": 3.0}]), "found 3.0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_wrong_hyper_parameters_get_one_sentence(case: str) -> None:
+    make, said = REFUSALS[case]
+    with pytest.raises(ValueError, match=said.replace("+", r"\+")) as caught:
+        make(signs(2))
+    assert "\n" not in str(caught.value)
