@@ -104,9 +104,7 @@ def load(
         test_rows = _choose("limit_test", limit_test, len(source.test.labels), seed)
         n_val = max(1, round(val_fraction * len(train_rows))) if val_fraction else 0
         if n_val >= len(train_rows):
-            raise UsageError(
-                f"val_fraction {val_fraction} leaves none of {len(train_rows)} images to train on"
-            )
+            raise UsageError(f"val_fraction {val_fraction} leaves none of {len(train_rows)} images to train on")
         val_rows, train_rows = train_rows[:n_val], train_rows[n_val:]
         # rows are read in stored order, whatever order they were chosen in
         rows = [sorted(chosen) for chosen in (train_rows, val_rows, test_rows)]

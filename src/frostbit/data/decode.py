@@ -57,9 +57,7 @@ def decode(split: RawSplit, rows: Sequence[int], size: int | None) -> Decoded:
             with split.open(row) as image:
                 image.load()
                 if image.mode.startswith(DEEP_MODES):
-                    raise UsageError(
-                        f"expected 8 bits per channel, found mode {image.mode} in {split.where(row)}"
-                    )
+                    raise UsageError(f"expected 8 bits per channel, found mode {image.mode} in {split.where(row)}")
                 wanted = "L" if image.mode in GREY_MODES else "RGB"
                 final = image if image.mode == wanted else image.convert(wanted)
                 if size is not None:

@@ -40,9 +40,7 @@ def read_folder(path: Path, classes: tuple[str, ...] | None) -> Source:
         return read_tables({name: _parquet_parts(path, name) for name in ("train", "test")}, classes)
     if (path / "train").is_dir():
         return _read_class_folders(path)
-    raise UsageError(
-        f"expected train*.parquet or class folders train/<class>/ in {path}, found {_listing(path)}"
-    )
+    raise UsageError(f"expected train*.parquet or class folders train/<class>/ in {path}, found {_listing(path)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +89,7 @@ def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] |
         wrong = ((raw.labels < 0) | (raw.labels >= len(classes))).nonzero().flatten()
         if len(wrong):
             row = int(wrong[0])
-            raise UsageError(
-                f"expected labels 0..{len(classes) - 1}, found {int(raw.labels[row])} in {raw.where(row)}"
-            )
+            raise UsageError(f"expected labels 0..{len(classes) - 1}, found {int(raw.labels[row])} in {raw.where(row)}")
     return Source(raw_train, raw_test, classes)
 
 
@@ -137,8 +133,7 @@ def _find_column(part: Part, kind: str, names: Sequence[str]) -> str:
         if name in columns:
             return name
     raise UsageError(
-        f"expected a column of {kind}s, one of {', '.join(names)}, in {part.where}, "
-        f"found columns {', '.join(columns)}"
+        f"expected a column of {kind}s, one of {', '.join(names)}, in {part.where}, found columns {', '.join(columns)}"
     )
 
 
@@ -157,9 +152,7 @@ def _read_parts(parts: Sequence[Part]) -> RawSplit:
         name = _find_column(part, "label", LABEL_COLUMNS)
         values = part.table.column(name)
         if not pa.types.is_integer(values.type):
-            raise UsageError(
-                f"expected integers 0..K-1 in column {name} of {part.where}, found {values.type}"
-            )
+            raise UsageError(f"expected integers 0..K-1 in column {name} of {part.where}, found {values.type}")
         for column, what in ((images, "an image"), (values, "a label")):
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
@@ -185,9 +178,7 @@ def _read_class_folders(path: Path) -> Source:
     classes = _subfolders(path / "train")
     unknown = sorted(set(_subfolders(test)) - set(classes))
     if unknown:
-        raise UsageError(
-            f"{test} has class {unknown[0]!r}, which train has not: {nearest(unknown[0], classes)}"
-        )
+        raise UsageError(f"{test} has class {unknown[0]!r}, which train has not: {nearest(unknown[0], classes)}")
     return Source(_read_classes(path / "train", classes), _read_classes(test, classes), tuple(classes))
 
 
@@ -202,9 +193,7 @@ def _read_classes(path: Path, classes: Sequence[str]) -> RawSplit:
         found += images
         labels += [label] * len(images)
     if not found:
-        raise UsageError(
-            f"expected images ({', '.join(IMAGE_SUFFIXES)}) in class folders of {path}, found none"
-        )
+        raise UsageError(f"expected images ({', '.join(IMAGE_SUFFIXES)}) in class folders of {path}, found none")
     return RawSplit(lambda row: Image.open(found[row]), torch.tensor(labels), lambda row: str(found[row]))
 
 

@@ -67,13 +67,10 @@ class Loader:
         if world_size < 1 or not 0 <= rank < world_size:
             raise UsageError(f"rank must be in [0, world_size), found rank {rank} of {world_size}")
         if shuffle and batch_size % world_size:
-            raise UsageError(
-                f"batch_size {batch_size} is the global batch and must divide by {world_size} ranks"
-            )
+            raise UsageError(f"batch_size {batch_size} is the global batch and must divide by {world_size} ranks")
         if len(mean) != channels or len(std) != channels:
             raise UsageError(
-                f"mean and std must have one value for each of {channels} channels, "
-                f"found {len(mean)} and {len(std)}"
+                f"mean and std must have one value for each of {channels} channels, found {len(mean)} and {len(std)}"
             )
         if not dtype.is_floating_point:
             raise UsageError(f"dtype must be a floating point type, found {dtype}")

@@ -175,9 +175,7 @@ def _hub(name: str) -> Source:
         tables = load_dataset(name)
     except Exception as error:  # the hub's client raises a dozen unrelated types for "not reachable"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead"
-        ) from error
+        raise UsageError(f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead") from error
     parts = {}
     for split in ("train", "test"):
         features = tables[split].features

@@ -67,7 +67,5 @@ def check_at_least(model: str, argument: str, value: object, least: int, why: st
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         reason = f" ({why})" if why else ""
-        raise UsageError(
-            f"model {model!r} needs {argument} to be an integer >= {least}{reason}, found {value!r}"
-        )
+        raise UsageError(f"model {model!r} needs {argument} to be an integer >= {least}{reason}, found {value!r}")
     return value

@@ -41,9 +41,7 @@ class MLP(nn.Module):
         check_at_least("mlp", "input_size", input_size, 1)
         check_at_least("mlp", "in_channels", in_channels, 1)
         if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not hidden:
-            raise UsageError(
-                f"model 'mlp' needs hidden to be a list of widths such as [256, 256], found {hidden!r}"
-            )
+            raise UsageError(f"model 'mlp' needs hidden to be a list of widths such as [256, 256], found {hidden!r}")
         self.input_shape = (in_channels, input_size, input_size)
         self.flatten = nn.Flatten()
         self.layers = nn.Sequential()

@@ -89,9 +89,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     """Return the projection of a block that changes shape, ``None`` (identity) for one that does not."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Module):

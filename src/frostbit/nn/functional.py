@@ -184,16 +184,16 @@ class _QuantizedMap(torch.autograd.Function):
         shape, x_dtype = ctx.x_like
         needs = tuple(ctx.needs_input_grad[:3])
         if kept is None:  # only the input's shape is asked for
-            x = xq = grad.new_empty(1).expand(shape)
+            xq = grad.new_empty(1).expand(shape)
         else:
-            x, xq = (kept, kept) if input_quantizer is None else input_quantizer.expand(kept, x_dtype)
+            xq = kept if input_quantizer is None else input_quantizer.decode(kept, x_dtype)
         wq = _quantize(weight_quantizer, weight, scale)
         xq, wq = xq.to(dtype), wq.to(dtype)
         # new tensors, which nobody else holds: quantizers may overwrite them
         grad_x, grad_w, grad_bias = op.backward(grad, xq, wq, needs)
         if grad_x is not None:
             grad_x = grad_x.to(x_dtype)
-            grad_x = grad_x if input_quantizer is None else input_quantizer.pull(grad_x, x, overwrite=True)
+            grad_x = grad_x if input_quantizer is None else input_quantizer.pull(grad_x, kept, overwrite=True)
         if grad_w is not None:
             grad_w = grad_w.to(weight.dtype)
             grad_w = grad_w if weight_quantizer is None else weight_quantizer.pull(grad_w, weight, overwrite=True)

@@ -175,28 +175,26 @@ class Quantizer(nn.Module):
         y = hard(x)
         return y if scale is None else y * scale
 
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``value(x)`` and what is kept for backward: a tensor that `decode` and `pull` take in x's place.
+
+        The default keeps ``x`` itself. Surrogates that need only a sign and a range keep int8, one byte an entry.
+        """
+        return self.value(x), x
+
+    def decode(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``value(x)`` in ``dtype`` from what `encode` kept; int8 has the value's sign and is never 0."""
+        return kept.clamp(-1, 1).to(dtype) if kept.dtype == torch.int8 else self.value(kept.to(dtype))
+
     def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
         """Return ``∂L/∂x = B(x, h) ⊙ grad``.
 
         Args:
             grad: the gradient of the quantized value.
-            x: what was quantized, or its stand-in from `expand`.
+            x: what was quantized, or what `encode` kept of it.
             overwrite: whether the result may be written into ``grad``.
         """
         return grad * self.B(x, self.hardness)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``value(x)`` and a smaller stand-in c with the same value and the same B, kept for backward.
-
-        The default stand-in is ``x`` itself. Surrogates that need only a sign and a range answer with int8, one byte
-        an entry, and never 0: `expand` relies on it.
-        """
-        return self.value(x), x
-
-    def expand(self, c: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return ``(x', value(x'))`` for the stand-in c of `encode`, in ``dtype``; x' stands for x in `pull`."""
-        x = c.to(dtype)
-        return x, (c.clamp(-1, 1).to(dtype) if c.dtype == torch.int8 else self.value(x))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
@@ -218,14 +216,14 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
         ctx.quantizer = quantizer
-        value, stand_in = quantizer.encode(x)
-        ctx.save_for_backward(stand_in)
+        value, kept = quantizer.encode(x)
+        ctx.save_for_backward(kept)
         return value if scale is None else quantizer.value(x, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (c,) = ctx.saved_tensors
-        return ctx.quantizer.pull(grad, c.to(grad.dtype)), None, None
+        (kept,) = ctx.saved_tensors
+        return ctx.quantizer.pull(grad, kept), None, None
 
 
 def _as_hardness(value: float | None) -> Tensor | None:
