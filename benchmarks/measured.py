@@ -82,8 +82,8 @@ def benchmark_table(path: Path) -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "Test accuracy in percent of the fully binary network, last epoch, mean ± sd over seeds; batch norm recalibrated on "
-    "training images, or raw. CIFAR-10 (JPEG copy) at 16x16, 10 240 training images, 20 epochs, a ResNet with real "
+    "Test accuracy in percent of the fully binary network, last epoch, mean ± sd over seeds; batch norm recalibrated "
+    "on training images, or raw. CIFAR-10 (JPEG copy) at 16x16, 10 240 training images, 20 epochs, a ResNet with real "
     "shortcuts and 12 binary convolutions (`recipes/trial-*.yaml`; one CPU core a run):": trial_table,
     "The paper's form (the residual sum is binarized too) by depth: width 8, 5 120 images, 10 epochs, SGD "
     "(`recipes/depth.yaml`); the baseline's rate is the best of three on seed 0:": depth_table,
