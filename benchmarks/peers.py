@@ -60,10 +60,7 @@ def brevitas_layer(conv: nn.Conv2d) -> nn.Module:
 def bitorch_layer(conv: nn.Conv2d) -> nn.Module:
     """Return bitorch's 1-bit convolution."""
     from bitorch.layers import QConv2d
-    from bitorch.quantizations import (
-        Sign,
-        SteHeaviside,  # noqa: F401 - importing registers the quantizations
-    )
+    from bitorch.quantizations import Sign
 
     layer = QConv2d(
         conv.in_channels, conv.out_channels, 3, stride=conv.stride, padding=1, bias=False,

@@ -196,7 +196,7 @@ def _permutation(order: Order, names: list[str]) -> list[int]:
     count = len(names)
     if isinstance(order, str):
         if order not in _ORDERS:
-            raise UsageError(f"unknown order {order!r}: {nearest(order, _ORDERS)}, or give a permutation")
+            raise UsageError(f"unknown order {order!r}: {nearest(order, _ORDERS)} (or a permutation of the units)")
         return list(range(count)) if order == "forward" else list(range(count - 1, -1, -1))
     indices = []
     for item in order:
