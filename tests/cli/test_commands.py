@@ -100,6 +100,40 @@ def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     assert "optimizer.lr is 0.1 there, 0.2 here" in capsys.readouterr().err
 
 
+def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workplace, capsys):
+    table = {
+        "name": "table-1",
+        "train.epochs": 100,
+        "arms": {"ste": {"method": "ste"}, "float": {"method": "float"}},
+        "scales": {"cpu": {"train.eval_every": 7, "seeds": [0, 1]}},
+        "paper": {"figure": "A against B", "standing": "V", "source": "a paper", "values": {"ste": 51.5}},
+    }
+    (workplace / "recipes").mkdir()
+    (workplace / "recipes" / "table-1.yaml").write_text(yaml.safe_dump(table))
+    (workplace / "recipes" / "aside.yaml").write_text("name: aside")
+    frostbit("reproduce --list")
+    listed = capsys.readouterr().out
+    assert "A against B" in listed
+    assert "aside" not in listed
+    frostbit("reproduce table-1 --scale cpu --quiet --arms ste", SMALL)
+    runs = [json.loads(path.read_text()) for path in sorted((workplace / "results" / "table-1-cpu").glob("*.json"))]
+    assert [(run["resolved"]["scale"], run["resolved"]["train"]["eval_every"], run["seed"]) for run in runs] == [
+        ("cpu", 7, 0),
+        ("cpu", 7, 1),
+    ]
+    mean = sum(run["final"]["recalibrated"] for run in runs) / 2
+    frostbit("reproduce --list")
+    assert f"ste {mean:.1f}" in capsys.readouterr().out
+    frostbit("reproduce --table")
+    page = (workplace / "results" / "README.md").read_text()
+    assert f"| ste | 51.5 | {mean:.1f} ±" in page
+    assert runs[0]["date"] in page
+    capsys.readouterr()
+    frostbit("reproduce tabel-1", code=2)
+    assert "did you mean 'table-1'?" in capsys.readouterr().err
+    frostbit("reproduce table-1 --list", code=2)
+
+
 def test_summary_describes_a_network_without_its_data(capsys):
     frostbit("summary --model resnet14 --model.width 4 --data cifar100 --method ste")
     out = capsys.readouterr().out

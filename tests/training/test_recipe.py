@@ -1,6 +1,7 @@
 """Recipes: layers of settings, presets, and one sentence for everything that cannot be."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from frostbit.training.methods import METHODS
 from frostbit.training.recipe import Recipe
 from frostbit.training.resolve import (
     SETTINGS,
+    at_scale,
     changed,
     differences,
     flatten,
@@ -154,3 +156,34 @@ def test_changed_ignores_what_does_not_make_another_run():
 def test_every_setting_says_what_it_is():
     assert all(setting.help for setting in SETTINGS.values())
     assert {name.partition(".")[0] for name in SETTINGS} == {f.name for f in dataclasses.fields(Recipe)}
+
+
+SCALED = {
+    "name": "study",
+    "train.epochs": 200,
+    "arms": {"a": {"optimizer.lr": 0.1, "train.batch": 8}, "b": None},
+    "scales": {"cpu": {"train": {"epochs": 3}, "seeds": [4], "arms": {"a": {"optimizer": {"lr": 0.2}}}}},
+}
+
+
+def test_a_scale_wins_over_the_recipe_and_its_arms_over_the_arms():
+    stated = flatten(SCALED)
+    assert at_scale(stated, None) == at_scale(stated, "full") == stated
+    small = at_scale(stated, "cpu")
+    assert small["arms"] == {"a": {"optimizer.lr": 0.2, "train.batch": 8}, "b": {}}
+    recipe = resolve(small)
+    assert (recipe.name, recipe.scale, recipe.train.epochs, recipe.seeds) == ("study-cpu", "cpu", 3, [4])
+    assert stated["arms"]["a"] == SCALED["arms"]["a"]  # the recipe itself stays as it was
+
+
+@pytest.mark.parametrize(
+    ("scales", "scale", "sentence"),
+    [
+        ({"cpu": {}}, "cpo", "the recipe has no scale 'cpo': did you mean 'cpu'?"),
+        ({"cpu": {"train.epoch": 3}}, "cpu", "scale 'cpu' has no setting 'train.epoch'"),
+        ({"cpu": {"arms": {"aa": {}}}}, "cpu", "changes an arm that the recipe lacks, 'aa': did you mean 'a'?"),
+    ],
+)
+def test_a_scale_that_cannot_be(scales, scale, sentence):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        at_scale(flatten({**SCALED, "scales": scales}), scale)

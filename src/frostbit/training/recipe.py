@@ -154,6 +154,7 @@ class PaperConfig:
     figure: Annotated[str | None, "figure or table"] = None
     standing: Annotated[str | None, "how well that figure is known: V, S, R or D"] = None
     source: Annotated[str | None, "where it was published"] = None
+    values: Annotated[dict[str, float], "{arm: published accuracy, percent}"] = field(default_factory=dict)
 
 
 @dataclass
@@ -172,4 +173,8 @@ class Recipe:
     init_from: Annotated[str | None, "checkpoint of a float run to start from"] = None
     seeds: Annotated[list[int], "seeds of initial weights, data order and masks"] = field(default_factory=lambda: [0])
     arms: Annotated[dict[str, dict[str, Any] | None], "{arm: settings that differ}"] = field(default_factory=dict)
+    scales: Annotated[dict[str, dict[str, Any] | None], "{smaller scale: settings, arms and seeds that differ}"] = (
+        field(default_factory=dict)
+    )
+    scale: Annotated[str, "full, or which of the scales this is"] = "full"
     paper: Annotated[PaperConfig | None, "the published figure it answers to"] = field(default_factory=PaperConfig)

@@ -172,6 +172,34 @@ def overlay(*layers: Flat) -> Flat:
     return merged
 
 
+def at_scale(stated: Flat, scale: str | None) -> Flat:
+    """Bring a recipe to one of its smaller scales.
+
+    Args:
+        stated: flat settings of the recipe file, which describes the full scale.
+        scale: ``None`` or ``"full"`` for the recipe as it is, else one of its ``scales``. Their settings win over the
+            recipe's, those of their ``arms`` over the arm's; the name gets the scale as its ending.
+
+    Raises:
+        UsageError: no such scale, or settings for an arm that the recipe does not have.
+    """
+    if scale is None or scale == "full":
+        return stated
+    scales, arms = stated.get("scales") or {}, stated.get("arms") or {}
+    if scale not in scales:
+        raise UsageError(f"the recipe has no scale {scale!r}: {nearest(scale, ['full', *scales])}")
+    smaller = flatten(scales[scale] or {}, f"scale {scale!r}")
+    changes = smaller.pop("arms", None) or {}
+    for arm in changes:
+        if arm not in arms:
+            raise UsageError(f"scale {scale!r} changes an arm that the recipe lacks, {arm!r}: {nearest(arm, arms)}")
+    both = {
+        arm: overlay(*(flatten(settings.get(arm) or {}, f"arm {arm!r}") for settings in (arms, changes)))
+        for arm in arms
+    }
+    return overlay(stated, smaller, {"arms": both, "scale": scale, "name": f"{stated.get('name', 'run')}-{scale}"})
+
+
 def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     """Apply the method's preset below what was stated, check everything and return the complete recipe.
 
@@ -254,9 +282,9 @@ def changed(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain nested data, without its arms and seeds, as results store it."""
+    """Return a recipe as plain nested data, without its arms, scales and seeds, as results store it."""
     data = dataclasses.asdict(recipe)
-    del data["arms"], data["seeds"]
+    del data["arms"], data["scales"], data["seeds"]
     # plain data has no tuples, and what is read back from a file must compare equal
     for section, field in (("optimizer", "betas"), ("progression", "soft_hardness")):
         if data[section] and data[section][field] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -150,6 +151,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "git": git_state(),
         "versions": versions(),
         "hardware": hardware(module.device),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(module.seconds, 2),
         "seconds_evaluating": round(module.seconds_evaluating, 2),
         "binary_macs": binary_mac_share(built),
