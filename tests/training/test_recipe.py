@@ -16,6 +16,7 @@ from frostbit.training.resolve import (
     differences,
     flatten,
     overlay,
+    read_recipe_file,
     read_yaml,
     resolve,
     to_dict,
@@ -187,3 +188,24 @@ def test_a_scale_wins_over_the_recipe_and_its_arms_over_the_arms():
 def test_a_scale_that_cannot_be(scales, scale, sentence):
     with pytest.raises(UsageError, match=re.escape(sentence)):
         at_scale(flatten({**SCALED, "scales": scales}), scale)
+
+
+def test_a_recipe_holds_what_its_base_says_where_it_is_silent(tmp_path):
+    (tmp_path / "base").mkdir()
+    base = {"train": {"epochs": 200, "batch": 256}, "scales": {"cpu": {"train.epochs": 3, "data.size": 16}, "hour": {}}}
+    (tmp_path / "base" / "all.yaml").write_text(yaml.safe_dump(base))
+    own = {"base": "base/all.yaml", "train.batch": 8, "scales": {"cpu": {"data": {"size": 8}}}, "arms": {"a": {}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    stated = read_recipe_file(tmp_path / "own.yaml")
+    assert (stated["train.epochs"], stated["train.batch"], stated["arms"]) == (200, 8, {"a": {}})
+    assert stated["scales"] == {"cpu": {"train.epochs": 3, "data.size": 8}, "hour": {}}
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [("own.yaml", "based on itself"), ("none.yaml", "cannot read the recipe"), (3, "base must be the path")],
+)
+def test_a_base_that_cannot_be(tmp_path, base, sentence):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"base": base}))
+    with pytest.raises(UsageError, match=sentence):
+        read_recipe_file(tmp_path / "own.yaml")

@@ -14,7 +14,7 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.files import read_json, write_atomically
-from frostbit.training.resolve import flatten, read_yaml
+from frostbit.training.resolve import read_recipe_file
 
 
 def run(argv: Sequence[str]) -> int:
@@ -80,7 +80,7 @@ def find_tables(recipes: Path, results: Path) -> list[Table]:
         raise UsageError(f"no folder of recipes at {str(recipes)!r}: run this in a clone, or name one with --recipes")
     tables = []
     for path in sorted(recipes.glob("*.yaml")):
-        stated = flatten(read_yaml(path), str(path))
+        stated = read_recipe_file(path)
         paper = {name.partition(".")[2]: value for name, value in stated.items() if name.startswith("paper.")}
         if paper:
             name, scales = str(stated.get("name", path.stem)), ["full", *(stated.get("scales") or {})]

@@ -13,7 +13,7 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, at_scale, changed, flatten, overlay, read_yaml, resolve
+from frostbit.training.resolve import Flat, at_scale, changed, flatten, overlay, read_recipe_file, resolve
 
 
 def run(argv: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def read_recipe(own: dict[str, Any]) -> Flat:
     if own["recipe"] and own["config"]:
         raise UsageError(f"give the recipe once: found {own['recipe']!r} and --config {own['config']!r}")
     path = own["recipe"] or own["config"]
-    return at_scale(flatten(read_yaml(path), path) if path else {}, own["scale"])
+    return at_scale(read_recipe_file(path) if path else {}, own["scale"])
 
 
 def choose_arm(stated: Flat, arm: str | None, given: Flat) -> tuple[str, list[Flat]]:

@@ -172,6 +172,39 @@ def overlay(*layers: Flat) -> Flat:
     return merged
 
 
+def read_recipe_file(path: str | Path) -> Flat:
+    """Read a recipe and what it is based on.
+
+    Args:
+        path: a YAML file. Its ``base``, a path beside it, names a recipe whose settings hold where the file is silent;
+            settings of a scale are merged scale by scale.
+
+    Returns:
+        Flat settings.
+
+    Raises:
+        UsageError: as `read_yaml` and `flatten`; or a recipe that is its own base.
+    """
+    layers: list[Flat] = []
+    files: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if following.resolve() in files:
+            raise UsageError(f"recipe {str(path)!r} is based on itself, through {str(following)!r}")
+        files.append(following.resolve())
+        data = read_yaml(following)
+        base = data.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise UsageError(f"{str(following)!r}: base must be the path of a recipe beside it, found {base!r}")
+        layers.insert(0, flatten(data, str(following)))
+        following = following.parent / base if base else None
+    scales: dict[str, Flat] = {}
+    for layer in layers:
+        for scale, settings in (layer.get("scales") or {}).items():
+            scales[scale] = overlay(scales.get(scale, {}), flatten(settings or {}, f"scale {scale!r}"))
+    return overlay(*layers, {"scales": scales} if scales else {})
+
+
 def at_scale(stated: Flat, scale: str | None) -> Flat:
     """Bring a recipe to one of its smaller scales.
 
