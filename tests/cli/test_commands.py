@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from frostbit.cli import main
 from frostbit.cli.options import make_parser, parse
@@ -161,6 +163,24 @@ def test_only_settings_that_were_typed_count_as_given():
 
 
 @pytest.mark.slow
+def test_a_folder_of_images_is_streamed_end_to_end(workplace):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 8)):
+        for name, colour in (("reddish", 0), ("bluish", 2)):
+            (workplace / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = generator.integers(0, 120, (50, 70, 3)).astype(np.uint8)
+                picture[..., colour] += 100
+                Image.fromarray(picture).save(workplace / "images" / split / name / f"{number}.jpg")
+    frostbit(
+        "train --model resnet8 --model.width 8 --data folder --data.path images --data.stream true --data.size 16",
+        "--data.workers 1 --data.augment.crop_scale 0.3 --data.augment.flip true --method stompp+ste --epochs 4",
+        "--batch 16 --train.threads 1 --train.accelerator cpu --out x --lr 0.05 --quiet",
+    )
+    result = json.loads((workplace / "x" / "stompp+ste-seed0" / "result.json").read_text())
+    assert result["final"]["recalibrated"] > 80
+
+
 def test_two_processes_freeze_what_one_process_freezes(workplace):
     def shares(folder):
         with open(workplace / folder / "stompp-seed0" / "metrics_steps.csv", newline="") as file:

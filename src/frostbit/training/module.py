@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
-from frostbit.data import Augment, Dataset, Loader, Split
+from frostbit.data import Augment, Dataset, Loader, Split, StreamSplit
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_
 from frostbit.progression import Progression
@@ -69,7 +70,7 @@ class TrainingModule(L.LightningModule):
         """Seconds of work so far, including those before a resume."""
         return self.seconds_before + time.perf_counter() - self._started
 
-    def loader(self, split: Split, *, train: bool = False) -> Loader:
+    def loader(self, split: Split | StreamSplit, *, train: bool = False) -> Loader:
         """Return this rank's batches of a split on the module's device, shuffled and augmented for training.
 
         Those that are not for training are kept: their images are on the device then.
@@ -77,14 +78,13 @@ class TrainingModule(L.LightningModule):
         if not train and id(split) in self._test_loaders:
             return self._test_loaders[id(split)]
         config = self.recipe
-        augment = config.data.augment
         attached = self._trainer is not None
         loader = Loader(
             split,
             config.train.batch,
             shuffle=train,
             drop_last=train,
-            augment=Augment(flip=augment.flip, crop_pad=augment.crop_pad, crop_per=augment.crop_per) if train else None,
+            augment=Augment(**dataclasses.asdict(config.data.augment)) if train else None,
             mean=self.data.mean,
             std=self.data.std,
             seed=self.seed,
@@ -92,6 +92,7 @@ class TrainingModule(L.LightningModule):
             dtype=torch.float64 if config.train.precision == "64" else torch.float32,
             rank=self.global_rank if attached else 0,
             world_size=self.trainer.world_size if attached else 1,
+            workers=config.data.workers,
         )
         if not train and split is not self.data.train:
             self._test_loaders[id(split)] = loader

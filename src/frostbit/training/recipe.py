@@ -111,18 +111,23 @@ class AugmentConfig:
     flip: Annotated[bool, "mirror half of the images"] = False
     crop_pad: Annotated[int, "pixels of padding before a random crop"] = 0
     crop_per: Annotated[Literal["image", "batch"], "one crop offset per image or per batch"] = "image"
+    crop_scale: Annotated[float | None, "streamed images: smallest share of the area that a random crop spans"] = None
 
 
 @dataclass
 class DataConfig:
     """What is learned."""
 
-    name: Annotated[str, "data set: digits, cifar10, cifar100, or any name with a path"] = "digits"
+    name: Annotated[str, "data set: digits, cifar10, cifar100, tiny-imagenet, imagenet, or folder with a path"] = (
+        "digits"
+    )
     path: Annotated[str | None, "folder of parquet files or class folders"] = None
     size: Annotated[int | None, "resize images to this height and width"] = None
     limit_train: Annotated[int | None, "use this many training images"] = None
     limit_test: Annotated[int | None, "use this many test images"] = None
     val_fraction: Annotated[float, "share of the training images held out for validation"] = 0.0
+    stream: Annotated[bool | None, "decode images when they are needed; if left out, for imagenet alone"] = None
+    workers: Annotated[int | None, "processes that decode streamed images; one for each core if left out"] = None
     augment: Annotated[AugmentConfig, "changes to the training images"] = field(default_factory=AugmentConfig)
 
 

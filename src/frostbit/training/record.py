@@ -21,18 +21,18 @@ class Sums:
         self.values: Tensor | None = None
 
     def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
-        """Add a batch: its mean loss, its number of hits, its size."""
-        size = correct.new_tensor(count)
-        new = torch.stack([loss.detach().double() * count, correct.double(), size.double()])
+        """Add a batch: its mean loss, its number of hits (of one or of several kinds), its size."""
+        hits = correct.double().reshape(-1)
+        new = torch.cat([loss.detach().double().reshape(1) * count, hits, hits.new_tensor([count])])
         # restored sums are on the CPU until the network has moved to its device
         self.values = new if self.values is None else self.values.to(new.device) + new
 
-    def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Return mean loss and accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
+    def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
+        """Return mean loss and each accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
         if self.values is None:
             return float("nan"), float("nan")
-        loss, correct, count = reduce(self.values).tolist()
-        return round(loss / count, 6), round(100 * correct / count, 4)
+        loss, *correct, count = reduce(self.values).tolist()
+        return round(loss / count, 6), *(round(100 * hits / count, 4) for hits in correct)
 
 
 class Record:

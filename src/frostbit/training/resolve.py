@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -297,7 +298,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 # what may change between two parts of one run
-_RUNTIME = {"train.threads", "train.checkpoint_every", "data.path"}
+_RUNTIME = {"train.threads", "train.checkpoint_every", "data.path", "data.workers"}
 # what the data set fills in
 _FILLED = {"model.num_classes", "model.input_size"}
 
@@ -328,13 +329,19 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 _TOP = {f.name for f in dataclasses.fields(Recipe)}
 
 
-def _typed(flat: Flat) -> Flat:
-    from jsonargparse import ArgumentError, ArgumentParser
+@functools.cache
+def _parser(name: str) -> Any:
+    """Return a parser of one setting's values; making one costs as much as a hundred uses."""
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    for name in flat:
-        if name in SETTINGS:
-            parser.add_argument(f"--{name}", type=SETTINGS[name].kind)
+    parser.add_argument("--value", type=SETTINGS[name].kind)
+    return parser
+
+
+def _typed(flat: Flat) -> Flat:
+    from jsonargparse import ArgumentError
+
     typed: Flat = {}
     for name, value in flat.items():
         if name not in SETTINGS:
@@ -345,7 +352,7 @@ def _typed(flat: Flat) -> Flat:
             typed[name] = _choice(name, str(value), choices)  # YAML reads `precision: 32` as a number
             continue
         try:
-            typed[name] = parser.parse_object({name: value}, defaults=False)[name]
+            typed[name] = _parser(name).parse_object({"value": value}, defaults=False)["value"]
         except (ArgumentError, TypeError, ValueError):
             raise UsageError(f"{name} must be {describe(SETTINGS[name].kind)}, found {value!r}") from None
     return typed
@@ -444,4 +451,5 @@ _BOUNDS = (
     ("data.limit_train", 1, False),
     ("data.limit_test", 1, False),
     ("data.augment.crop_pad", 0, False),
+    ("data.workers", 0, False),
 )

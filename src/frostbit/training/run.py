@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
 from frostbit.training.build import Built, build
-from frostbit.training.callbacks import Evaluate, Save
+from frostbit.training.callbacks import TOP5_FROM, Evaluate, Save
 from frostbit.training.evaluate import score
 from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json, write_atomically, write_json
 from frostbit.training.module import TrainingModule
@@ -135,12 +135,12 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
     context = trainer.precision_plugin.forward_context
     net = module.net
     test = module.loader(built.data.test)
-    raw = score(net, test, hardened=True, context=context)[1]
+    _, raw, top5 = score(net, test, hardened=True, context=context)
     recalibrated = raw
     if built.recipe.binarize is not None and built.recipe.train.recalibrate_batches:
         with context():
             recalibrate_(net, recalibration_batches(module))
-        recalibrated = score(net, test, hardened=True, context=context)[1]
+        _, recalibrated, top5 = score(net, test, hardened=True, context=context)
     save_state(folder / "final.pt", net)
     curve = module.record.curve
     return {
@@ -157,7 +157,12 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
         "curve": curve,
-        "final": {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"]},
+        "final": {
+            "raw": raw,
+            "recalibrated": recalibrated,
+            **({"top5": top5} if len(built.data.classes) >= TOP5_FROM else {}),
+            "train": curve[-1]["train_acc"],
+        },
     }
 
 
