@@ -88,7 +88,7 @@ class PerCall(nn.Module):
 def binarize_(
     model: nn.Module,
     weight: Spec = "ste_clip",
-    input: Spec = "ste_clip",
+    input: Spec = "default",
     example_input: Any = None,
     placement: Placement = "input",
     keep: keep_rules.Spec = keep_rules.default,
@@ -104,7 +104,8 @@ def binarize_(
         model: a float model: `frostbit.models`, torchvision, timm, transformers, or your own.
         weight: quantizer of the weights (see `frostbit.quantizers.resolve`), ``None`` for real weights. With
             ``"direct"`` the parameter itself becomes ±1, the sign of what it was, for a flip optimizer.
-        input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks).
+        input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks); ``"default"`` is the
+            model's own (Bi-Real nets have ``approx_sign``), else ``ste_clip``.
         example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
             Needed only where the model has no ``input_shape`` and cannot be traced without.
         placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
@@ -112,7 +113,8 @@ def binarize_(
             ReLU becomes a quantizer, the sum of a residual block included.
         keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
             own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
-            ``binarize_defaults = {"keep": …, "overrides": …}``; such overrides come before those given here.
+            ``binarize_defaults = {"keep": …, "input": …, "overrides": …}``; such overrides come before those given
+            here.
         overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
             "latent_clip": …}}`` for single layers; later entries win.
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
@@ -129,12 +131,14 @@ def binarize_(
             The model is then as it was.
     """
     check_choice("placement", placement, ["input", "activation"])
+    own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
+    if isinstance(input, str) and input == "default":
+        input = own.get("input", "ste_clip")
     if weight is None and input is None:
         raise UsageError("binarize_ has nothing to do: both weight and input are None")
     if any(isinstance(module, (BinaryLayer, fnn.Binarizer)) for module in model.modules()):
         raise UsageError(f"{type(model).__name__} is binary already: binarize_ takes a float model")
     batch = default_example(model) if example_input is None else example_input
-    own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
     if keep is keep_rules.default:
         keep = own.get("keep", keep_rules.first_last_downsample)
     conversion = _Conversion(model, trace(model, batch), placement, own.get("overrides", {}))
@@ -372,9 +376,20 @@ def _describe(spec: Spec) -> str:
 
 
 def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
-    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it."""
+    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it.
+
+    Batch norms take the batch's statistics, as in training: at their initial ones they would hand a ReLU's signs on.
+    """
     constant: list[str] = []
     handles = []
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False  # and so leaves the running ones alone
+
+        def from_batch(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+            norm.training = args[0].numel() > args[0].shape[1]
+
+        handles.append(norm.register_forward_pre_hook(from_batch))
     for name, module in model.named_modules():
         if isinstance(module, (BinaryLayer, fnn.Binarizer)) and module.input_quantizer is not None:
 
@@ -387,6 +402,8 @@ def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
     try:
         run_quietly(model, batch)
     finally:
+        for norm in norms:
+            norm.track_running_stats = True
         for handle in handles:
             handle.remove()
     if constant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from frostbit.errors import RunError, UsageError
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help())
@@ -54,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("frostbit: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"frostbit: warning: {message}\n"
 
 
 def _help() -> str:

@@ -77,7 +77,7 @@ class OptimizerConfig:
     momentum: Annotated[float | None, "sgd: momentum"] = 0.9
     nesterov: Annotated[bool | None, "sgd: Nesterov momentum"] = False
     betas: Annotated[tuple[float, float] | None, "adam, adamw: decay rates of the averages"] = (0.9, 0.999)
-    weight_decay: Annotated[float, "weight decay, of the real parameters where weights flip"] = 0.0
+    weight_decay: Annotated[float, "weight decay; of the real kernels alone where weights flip"] = 0.0
     grad_at: Annotated[Place | None, "latent weights: where their gradient is taken"] = "quantized"
     step_from: Annotated[Place | None, "latent weights: where their step starts"] = "latent"
     rest: Annotated[str | None, "flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: evaluations, and the finer trace of the saw-tooth."""
+"""What a run writes down while it goes: evaluations, the finer trace of the saw-tooth and the flips, warnings."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class Record:
         self.steps: list[Row] = []
         self.since_evaluation = Sums()
         self.since_row = Sums()
+        #: at the last "row" and at the last "epoch"'s end: {layer: (flips, steps) of its weights so far}
+        self.flip_counts: dict[str, dict[str, tuple[int, int]]] = {"row": {}, "epoch": {}}
+        #: what the run was warned of: {"about": kind, "layers": names, "text": sentence}
+        self.warnings: list[Row] = []
 
     def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
         """Add a training batch; see :meth:`Sums.add`."""
@@ -60,11 +64,14 @@ class Record:
             "steps": [dict(row) for row in self.steps],
             "since_evaluation": self.since_evaluation.values,
             "since_row": self.since_row.values,
+            "flip_counts": {moment: dict(counts) for moment, counts in self.flip_counts.items()},
+            "warnings": [dict(row) for row in self.warnings],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.curve, self.steps = list(state["curve"]), list(state["steps"])
+        self.curve, self.steps, self.warnings = (list(state[name]) for name in ("curve", "steps", "warnings"))
+        self.flip_counts = {moment: dict(counts) for moment, counts in state["flip_counts"].items()}
         for name in ("since_evaluation", "since_row"):
             getattr(self, name).values = state[name]
 

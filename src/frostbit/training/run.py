@@ -157,6 +157,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
         "curve": curve,
+        "warnings": [row["text"] for row in module.record.warnings],
         "final": {
             "raw": raw,
             "recalibrated": recalibrated,
