@@ -34,6 +34,9 @@ _BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.MultiheadAttention: fnn.MultiheadAttention,
 }
 _RELUS = (nn.ReLU, nn.ReLU6)
+#: left out before a sign: a ReLU is never negative, and a GELU, whose sign is its input's, underflows to -0 from about
+#: -6 on, which would count as +1, and has a slope of the wrong sign below -0.75
+_NOT_BEFORE_SIGN = (*_RELUS, nn.GELU)
 #: torch's modules with an inference fast path, and the attribute without which they do not take it
 _FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
 _OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
@@ -107,9 +110,9 @@ def binarize_(
         input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks).
         example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
             Needed only where the model has no ``input_shape`` and cannot be traced without.
-        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
-            reads becomes the identity, since the sign of a ReLU's output is +1 always. ``"activation"``: every
-            ReLU becomes a quantizer, the sum of a residual block included.
+        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU or GELU whose output such a quantizer
+            reads becomes the identity, since the sign of a ReLU's output is +1 always and that of a GELU's its
+            input's. ``"activation"``: every ReLU becomes a quantizer, the sum of a residual block included.
         keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
             own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
             ``binarize_defaults = {"keep": …, "overrides": …}``; such overrides come before those given here.
@@ -267,7 +270,7 @@ class _Conversion:
         )
 
     def activations(self, input: Spec) -> None:
-        """Turn ReLUs into binarizers, or into identities where an input quantizer reads them."""
+        """Turn ReLUs into binarizers, or ReLUs and GELUs into identities where an input quantizer reads them."""
         replaced: dict[nn.Module, dict[int, nn.Module]] = {}
         if self.placement == "activation":
             for call in self.graph.calls:
@@ -282,9 +285,9 @@ class _Conversion:
                         "use an nn.ReLU module, or placement='input'"
                     )
             if not replaced:
-                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}")
+                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}: use 'input'")
         else:
-            for index, name in self._relus_before_quantizers():
+            for index, name in self._activations_before_quantizers():
                 call = self.graph.calls[index]
                 assert call.module is not None
                 replaced.setdefault(call.module, {})[call.nth] = nn.Identity()
@@ -296,7 +299,7 @@ class _Conversion:
         assert call.module is not None
         return call.name if len(self.graph.of(call.module)) == 1 else f"{call.name} (call {call.nth + 1})"
 
-    def _relus_before_quantizers(self) -> list[tuple[int, str]]:
+    def _activations_before_quantizers(self) -> list[tuple[int, str]]:
         found: dict[int, str] = {}
         for call in self.graph.calls:
             layer = call.module
@@ -304,7 +307,7 @@ class _Conversion:
                 continue
             index = walk_back(self.graph, call.inputs[0], passes_sign)
             source = self.graph.calls[index]
-            if isinstance(source.module, _RELUS):
+            if isinstance(source.module, _NOT_BEFORE_SIGN):
                 found.setdefault(index, call.name)
             elif source.module is None and source.name in ("relu", "relu_", "relu6"):
                 raise UsageError(

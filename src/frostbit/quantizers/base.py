@@ -164,8 +164,9 @@ class Quantizer(nn.Module):
 
         Args:
             x: the tensor to quantize.
-            scale: a factor on hard entries only (per-filter ``mean|w|``), broadcast against ``x``. It takes no
-                part in the gradient: the scaled sign approximates the latent, whose own derivative is 1.
+            scale: a factor on hard entries (per-filter ``mean|w|``), broadcast against ``x``; a smooth F of which ±1
+                are the levels is brought to these by its class. It takes no part in the gradient: the scaled sign
+                approximates the latent, whose own derivative is 1.
 
         Returns:
             A tensor like ``x``.

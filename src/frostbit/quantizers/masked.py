@@ -67,7 +67,7 @@ class Masked(Quantizer):
         if self.stage == "hard" or self._hardened:
             y = hard(x)
             return y if scale is None else y * scale
-        soft = self.soft.F(x, self.soft.hardness)
+        soft = self.soft.value(x, scale)  # clip leaves latents their magnitude, others bring them to the scale
         if self.stage == "soft":
             return soft
         # Products with 0 and 1 are exact, so frozen entries are exactly ±1 (a difference hard − soft is not).
