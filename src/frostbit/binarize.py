@@ -34,12 +34,13 @@ _BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.MultiheadAttention: fnn.MultiheadAttention,
 }
 _RELUS = (nn.ReLU, nn.ReLU6)
-#: left out before a sign: a ReLU is never negative, and a GELU, whose sign is its input's, underflows to -0 from about
-#: -6 on, which would count as +1, and has a slope of the wrong sign below -0.75
+#: left out before a sign: a ReLU is never negative; a GELU, whose sign is its input's, underflows to -0 near -6, which
+#: counts as +1, and has a negative slope below -0.75
 _NOT_BEFORE_SIGN = (*_RELUS, nn.GELU)
 #: torch's modules with an inference fast path, and the attribute without which they do not take it
 _FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
-_OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
+_LAYER_OPTIONS = ("weight_scale", "pad_value", "latent_clip", "accumulator_bits")
+_OVERRIDABLE = ("weight", "input", *_LAYER_OPTIONS)
 
 
 @dataclass
@@ -99,6 +100,7 @@ def binarize_(
     weight_scale: WeightScale = None,
     pad_value: float = 0.0,
     latent_clip: float | None = None,
+    accumulator_bits: int | None = None,
     min_binary_macs: float = 0.8,
 ) -> Report:
     """Make the model's layers binary, in place. Parameters keep their names and objects.
@@ -116,13 +118,15 @@ def binarize_(
         keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
             own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
             ``binarize_defaults = {"keep": …, "overrides": …}``; such overrides come before those given here.
-        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
-            "latent_clip": …}}`` for single layers; later entries win.
+        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …, "latent_clip": …,
+            "accumulator_bits": …}}`` for single layers; later entries win.
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
         pad_value: what convolutions pad their quantized input with: 0, 1 or −1.
         latent_clip: keep latents in [−c, c] (see `frostbit.clip_latents_`).
-        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and
-            so does ``weight=None``.
+        accumulator_bits: sums of ±1 products in that many bits, see `frostbit.nn.Accumulator`; layers with a real
+            weight or input, by ``overrides`` say, have none.
+        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and so does
+            ``weight=None``.
 
     Returns:
         A report; print it.
@@ -138,11 +142,11 @@ def binarize_(
         raise UsageError(f"{type(model).__name__} is binary already: binarize_ takes a float model")
     batch = default_example(model) if example_input is None else example_input
     own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
-    if keep is keep_rules.default:
-        keep = own.get("keep", keep_rules.first_last_downsample)
+    keep = own.get("keep", keep_rules.first_last_downsample) if keep is keep_rules.default else keep
     conversion = _Conversion(model, trace(model, batch), placement, own.get("overrides", {}))
     try:
-        conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
+        options = {"weight_scale": weight_scale, "pad_value": pad_value, "latent_clip": latent_clip}
+        conversion.layers(weight, input, keep, overrides or {}, options, accumulator_bits)
         if input is not None or placement == "activation":
             conversion.activations(input)
         conversion.leave_fast_paths()
@@ -191,7 +195,8 @@ class _Conversion:
         input: Spec,
         keep: keep_rules.Spec,
         overrides: Mapping[str, Mapping[str, Any]],
-        options: tuple[WeightScale, float, float | None],
+        options: Mapping[str, Any],
+        accumulator_bits: int | None,
     ) -> None:
         """Convert the weight layers that the keep rule leaves."""
         ordered = self.candidates()
@@ -209,7 +214,7 @@ class _Conversion:
                     f"layer {name!r} is called more than once in a forward pass: "
                     "a progression cannot freeze it; give each call a layer of its own, or keep it"
                 )
-            settings: dict[str, Any] = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            settings: dict[str, Any] = {"weight": weight, "input": input, **options}
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
             own_input = False
@@ -222,15 +227,19 @@ class _Conversion:
             if settings["weight"] is None and in_spec is None:
                 self.report.kept[name] = "neither its weight nor its input was to be binary"
                 continue
+            of_signs = settings["weight"] is not None and in_spec is not None
+            settings.setdefault("accumulator_bits", accumulator_bits if of_signs else None)
             source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
             quantizer = resolve(in_spec)
             if source and not own_input:  # layers reading one tensor share its quantizer
                 quantizer = shared.setdefault(source[0], quantizer)
             self._convert(module, settings, quantizer)
-            phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
-            self.report.converted[name] = phrase
+            specs = f"weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
+            self.report.converted[name] = f"{type(module).__name__}, {specs}"
         if not self.report.converted and not (weight is None and self.placement == "activation"):
             raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+        if accumulator_bits is not None and not any(getattr(m, "accumulator_bits", None) for _, m in ordered):
+            raise UsageError("accumulator_bits is for sums of ±1 products: no layer has a binary weight and input")
 
     def _check_overrides(self, overrides: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
         open_names = [name for name in names if name not in self.report.kept]
@@ -260,14 +269,8 @@ class _Conversion:
         weight = resolve(settings["weight"])
         if weight is not None and weight.direct:  # only signs will be left of the values
             self.undos += [partial(p.data.copy_, p.detach().clone()) for p in module.parameters()]
-        _BINARY_CLASS[before].from_float(
-            module,
-            weight_quantizer=weight,
-            input_quantizer=quantizer,
-            weight_scale=settings["weight_scale"],
-            pad_value=settings["pad_value"],
-            latent_clip=settings["latent_clip"],
-        )
+        options = {name: settings[name] for name in _LAYER_OPTIONS}
+        _BINARY_CLASS[before].from_float(module, weight_quantizer=weight, input_quantizer=quantizer, **options)
 
     def activations(self, input: Spec) -> None:
         """Turn ReLUs into binarizers, or ReLUs and GELUs into identities where an input quantizer reads them."""
@@ -347,8 +350,7 @@ class _Conversion:
         macs = layer_macs(graph)
         total = sum(count for _, count in macs.values())
         binary = sum(count for is_binary, count in macs.values() if is_binary)
-        share = binary / total if total else 0.0
-        self.report.binary_macs = share
+        self.report.binary_macs = share = binary / total if total else 0.0
         if share < min_binary_macs:
             rest = max(((count, name) for name, (is_binary, count) in macs.items() if not is_binary), default=(0, "-"))
             raise UsageError(
@@ -358,10 +360,8 @@ class _Conversion:
 
 
 def _strip(module: nn.Module, before: type[nn.Module]) -> None:
-    for name in ("weight_quantizer", "input_quantizer"):
+    for name in ("weight_quantizer", "input_quantizer", *_LAYER_OPTIONS):
         module._modules.pop(name, None)
-        module.__dict__.pop(name, None)
-    for name in ("weight_scale", "pad_value", "latent_clip"):
         module.__dict__.pop(name, None)
     module.__class__ = before
 

@@ -150,6 +150,11 @@ class Quantizer(nn.Module):
         return self.at_latent and self.training and not self._hardened
 
     @property
+    def is_sign(self) -> bool:
+        """Whether what goes out is the sign of every entry, up to a scale."""
+        return not self.bypassed and (self._hardened or self.finished or not self.smooth)
+
+    @property
     def blocks(self) -> bool:
         """Whether no gradient passes, so that the output carries no autograd history."""
         return self._hardened or not self.trainable

@@ -38,6 +38,11 @@ class Masked(Quantizer):
         self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
 
     @property
+    def is_sign(self) -> bool:
+        """Whether every entry is frozen."""
+        return not self.bypassed and (self._hardened or self.stage == "hard")
+
+    @property
     def blocks(self) -> bool:
         """Whether everything is frozen and nothing passes a gradient there."""
         return self._hardened or (self.stage == "hard" and self.ste is None and self.drop_frozen)
