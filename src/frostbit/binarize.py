@@ -34,9 +34,13 @@ _BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.MultiheadAttention: fnn.MultiheadAttention,
 }
 _RELUS = (nn.ReLU, nn.ReLU6)
+#: left out before a sign: a ReLU is never negative; a GELU, whose sign is its input's, underflows to -0 near -6, which
+#: counts as +1, and has a negative slope below -0.75
+_NOT_BEFORE_SIGN = (*_RELUS, nn.GELU)
 #: torch's modules with an inference fast path, and the attribute without which they do not take it
 _FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
-_OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
+_LAYER_OPTIONS = ("weight_scale", "pad_value", "latent_clip", "accumulator_bits")
+_OVERRIDABLE = ("weight", "input", *_LAYER_OPTIONS)
 
 
 @dataclass
@@ -96,6 +100,7 @@ def binarize_(
     weight_scale: WeightScale = None,
     pad_value: float = 0.0,
     latent_clip: float | None = None,
+    accumulator_bits: int | None = None,
     min_binary_macs: float = 0.8,
 ) -> Report:
     """Make the model's layers binary, in place. Parameters keep their names and objects.
@@ -108,20 +113,22 @@ def binarize_(
             model's own (Bi-Real nets have ``approx_sign``), else ``ste_clip``.
         example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
             Needed only where the model has no ``input_shape`` and cannot be traced without.
-        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
-            reads becomes the identity, since the sign of a ReLU's output is +1 always. ``"activation"``: every
-            ReLU becomes a quantizer, the sum of a residual block included.
+        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU or GELU whose output such a quantizer
+            reads becomes the identity, since the sign of a ReLU's output is +1 always and that of a GELU's its
+            input's. ``"activation"``: every ReLU becomes a quantizer, the sum of a residual block included.
         keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
             own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
             ``binarize_defaults = {"keep": …, "input": …, "overrides": …}``; such overrides come before those given
             here.
-        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
-            "latent_clip": …}}`` for single layers; later entries win.
+        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …, "latent_clip": …,
+            "accumulator_bits": …}}`` for single layers; later entries win.
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
         pad_value: what convolutions pad their quantized input with: 0, 1 or −1.
         latent_clip: keep latents in [−c, c] (see `frostbit.clip_latents_`).
-        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and
-            so does ``weight=None``.
+        accumulator_bits: sums of ±1 products in that many bits, see `frostbit.nn.Accumulator`; layers with a real
+            weight or input, by ``overrides`` say, have none.
+        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and so does
+            ``weight=None``.
 
     Returns:
         A report; print it.
@@ -143,7 +150,8 @@ def binarize_(
         keep = own.get("keep", keep_rules.first_last_downsample)
     conversion = _Conversion(model, trace(model, batch), placement, own.get("overrides", {}))
     try:
-        conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
+        options = {"weight_scale": weight_scale, "pad_value": pad_value, "latent_clip": latent_clip}
+        conversion.layers(weight, input, keep, overrides or {}, options, accumulator_bits)
         if input is not None or placement == "activation":
             conversion.activations(input)
         conversion.leave_fast_paths()
@@ -192,7 +200,8 @@ class _Conversion:
         input: Spec,
         keep: keep_rules.Spec,
         overrides: Mapping[str, Mapping[str, Any]],
-        options: tuple[WeightScale, float, float | None],
+        options: Mapping[str, Any],
+        accumulator_bits: int | None,
     ) -> None:
         """Convert the weight layers that the keep rule leaves."""
         ordered = self.candidates()
@@ -210,7 +219,7 @@ class _Conversion:
                     f"layer {name!r} is called more than once in a forward pass: "
                     "a progression cannot freeze it; give each call a layer of its own, or keep it"
                 )
-            settings: dict[str, Any] = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            settings: dict[str, Any] = {"weight": weight, "input": input, **options}
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
             own_input = False
@@ -223,15 +232,19 @@ class _Conversion:
             if settings["weight"] is None and in_spec is None:
                 self.report.kept[name] = "neither its weight nor its input was to be binary"
                 continue
+            of_signs = settings["weight"] is not None and in_spec is not None
+            settings.setdefault("accumulator_bits", accumulator_bits if of_signs else None)
             source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
             quantizer = resolve(in_spec)
             if source and not own_input:  # layers reading one tensor share its quantizer
                 quantizer = shared.setdefault(source[0], quantizer)
             self._convert(module, settings, quantizer)
-            phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
-            self.report.converted[name] = phrase
+            specs = f"weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
+            self.report.converted[name] = f"{type(module).__name__}, {specs}"
         if not self.report.converted and not (weight is None and self.placement == "activation"):
             raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+        if accumulator_bits is not None and not any(getattr(m, "accumulator_bits", None) for _, m in ordered):
+            raise UsageError("accumulator_bits is for sums of ±1 products: no layer has a binary weight and input")
 
     def _check_overrides(self, overrides: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
         open_names = [name for name in names if name not in self.report.kept]
@@ -261,17 +274,11 @@ class _Conversion:
         weight = resolve(settings["weight"])
         if weight is not None and weight.direct:  # only signs will be left of the values
             self.undos += [partial(p.data.copy_, p.detach().clone()) for p in module.parameters()]
-        _BINARY_CLASS[before].from_float(
-            module,
-            weight_quantizer=weight,
-            input_quantizer=quantizer,
-            weight_scale=settings["weight_scale"],
-            pad_value=settings["pad_value"],
-            latent_clip=settings["latent_clip"],
-        )
+        options = {name: settings[name] for name in _LAYER_OPTIONS}
+        _BINARY_CLASS[before].from_float(module, weight_quantizer=weight, input_quantizer=quantizer, **options)
 
     def activations(self, input: Spec) -> None:
-        """Turn ReLUs into binarizers, or into identities where an input quantizer reads them."""
+        """Turn ReLUs into binarizers, or ReLUs and GELUs into identities where an input quantizer reads them."""
         replaced: dict[nn.Module, dict[int, nn.Module]] = {}
         if self.placement == "activation":
             for call in self.graph.calls:
@@ -286,9 +293,9 @@ class _Conversion:
                         "use an nn.ReLU module, or placement='input'"
                     )
             if not replaced:
-                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}")
+                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}: use 'input'")
         else:
-            for index, name in self._relus_before_quantizers():
+            for index, name in self._activations_before_quantizers():
                 call = self.graph.calls[index]
                 assert call.module is not None
                 replaced.setdefault(call.module, {})[call.nth] = nn.Identity()
@@ -300,7 +307,7 @@ class _Conversion:
         assert call.module is not None
         return call.name if len(self.graph.of(call.module)) == 1 else f"{call.name} (call {call.nth + 1})"
 
-    def _relus_before_quantizers(self) -> list[tuple[int, str]]:
+    def _activations_before_quantizers(self) -> list[tuple[int, str]]:
         found: dict[int, str] = {}
         for call in self.graph.calls:
             layer = call.module
@@ -308,7 +315,7 @@ class _Conversion:
                 continue
             index = walk_back(self.graph, call.inputs[0], passes_sign)
             source = self.graph.calls[index]
-            if isinstance(source.module, _RELUS):
+            if isinstance(source.module, _NOT_BEFORE_SIGN):
                 found.setdefault(index, call.name)
             elif source.module is None and source.name in ("relu", "relu_", "relu6"):
                 raise UsageError(
@@ -348,8 +355,7 @@ class _Conversion:
         macs = layer_macs(graph)
         total = sum(count for _, count in macs.values())
         binary = sum(count for is_binary, count in macs.values() if is_binary)
-        share = binary / total if total else 0.0
-        self.report.binary_macs = share
+        self.report.binary_macs = share = binary / total if total else 0.0
         if share < min_binary_macs:
             rest = max(((count, name) for name, (is_binary, count) in macs.items() if not is_binary), default=(0, "-"))
             raise UsageError(
@@ -359,10 +365,8 @@ class _Conversion:
 
 
 def _strip(module: nn.Module, before: type[nn.Module]) -> None:
-    for name in ("weight_quantizer", "input_quantizer"):
+    for name in ("weight_quantizer", "input_quantizer", *_LAYER_OPTIONS):
         module._modules.pop(name, None)
-        module.__dict__.pop(name, None)
-    for name in ("weight_scale", "pad_value", "latent_clip"):
         module.__dict__.pop(name, None)
     module.__class__ = before
 

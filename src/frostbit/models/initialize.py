@@ -6,7 +6,7 @@ from torch import nn
 
 from frostbit.registry import check_choice
 
-INITS = ("fan_in_normal", "glorot_normal", "kaiming_normal", "torch")
+INITS = ("fan_in_normal", "glorot_normal", "kaiming_normal", "vit", "torch")
 
 
 def initialize_(model: nn.Module, how: str) -> None:
@@ -16,6 +16,8 @@ def initialize_(model: nn.Module, how: str) -> None:
     * ``"glorot_normal"``: weights ~ N(0, 2/(fan_in + fan_out)), biases 0; Bi-Real nets.
     * ``"kaiming_normal"``: convolutions ~ N(0, 2/fan_out), linear layers as torch leaves them; torchvision's
       ResNets.
+    * ``"vit"``: linear layers ~ N(0, 0.02²), biases 0, convolutions as torch leaves them; the usual choice for
+      vision transformers.
     * ``"torch"``: nothing is touched, each layer keeps torch's own default.
 
     Args:
@@ -37,3 +39,7 @@ def initialize_(model: nn.Module, how: str) -> None:
                 nn.init.zeros_(module.bias)
         elif how == "kaiming_normal" and isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif how == "vit" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

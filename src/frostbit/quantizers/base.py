@@ -150,6 +150,11 @@ class Quantizer(nn.Module):
         return self.at_latent and self.training and not self._hardened
 
     @property
+    def is_sign(self) -> bool:
+        """Whether what goes out is the sign of every entry, up to a scale."""
+        return not self.bypassed and (self._hardened or self.finished or not self.smooth)
+
+    @property
     def blocks(self) -> bool:
         """Whether no gradient passes, so that the output carries no autograd history."""
         return self._hardened or not self.trainable
@@ -164,8 +169,9 @@ class Quantizer(nn.Module):
 
         Args:
             x: the tensor to quantize.
-            scale: a factor on hard entries only (per-filter ``mean|w|``), broadcast against ``x``. It takes no
-                part in the gradient: the scaled sign approximates the latent, whose own derivative is 1.
+            scale: a factor on hard entries (per-filter ``mean|w|``), broadcast against ``x``; a smooth F of which ±1
+                are the levels is brought to these by its class. It takes no part in the gradient: the scaled sign
+                approximates the latent, whose own derivative is 1.
 
         Returns:
             A tensor like ``x``.

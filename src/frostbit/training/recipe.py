@@ -39,6 +39,7 @@ class BinarizeConfig:
     weight_scale: Annotated[str | None, "scaling of binary weights, e.g. mean_abs"] = None
     pad_value: Annotated[float, "value of the padding around binary inputs"] = 0.0
     latent_clip: Annotated[float | None, "clip latent weights to [-c, c] after each step"] = None
+    accumulator_bits: Annotated[int | None, "bits of the sums of ±1 products; unlimited if left out"] = None
     min_binary_macs: Annotated[float, "smallest accepted share of binary multiply-accumulates"] = 0.8
 
 
