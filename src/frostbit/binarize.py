@@ -280,11 +280,11 @@ class _Conversion:
     def activations(self, input: Spec) -> None:
         """Turn ReLUs into binarizers, or ReLUs and GELUs into identities where an input quantizer reads them."""
         replaced: dict[nn.Module, dict[int, nn.Module]] = {}
+        if self.placement == "activation" and input is None:
+            return  # a weights-only network keeps its ReLUs in either placement
         if self.placement == "activation":
             for call in self.graph.calls:
                 if isinstance(call.module, _RELUS):
-                    if input is None:
-                        raise UsageError("placement='activation' needs an input quantizer, found input=None")
                     replaced.setdefault(call.module, {})[call.nth] = fnn.Binarizer(input)
                     self.report.activations[self._call_name(call)] = f"becomes {_describe(input)}"
                 elif call.module is None and call.name in ("relu", "relu_", "relu6"):

@@ -75,6 +75,12 @@ def test_a_run_that_fails_exits_with_1(capsys):
     assert err.count("\n") == 1
 
 
+def test_a_last_batch_of_one_image_does_not_end_a_run(workplace):
+    small = [word for word in SMALL if word not in ("--data.limit_train", "320")]
+    frostbit("train --method ste --out x --data.limit_train 129", small)
+    assert (workplace / "x" / "ste-seed0" / "result.json").exists()
+
+
 def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     arms = {"ste": {"method": "ste"}, "wild": {"method": "ste_identity", "optimizer.lr": 1e30}}
     (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms, "seeds": [0]}))

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from frostbit.nn.accumulator import Accumulator
 from frostbit.quantizers import Quantizer, hard
+from frostbit.quantizers.base import check_backward
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -194,6 +194,12 @@ def _hold(
     return held if scale is None else held * op.spread(op.per_output(scale).to(held.dtype)), sums
 
 
+def _moment(*quantizers: Quantizer | None) -> object:
+    if torch.compiler.is_compiling():
+        return None
+    return [None if quantizer is None else quantizer.moment for quantizer in quantizers]
+
+
 class _QuantizedMap(torch.autograd.Function):
     """Autograd's view of `quantized_map`."""
 
@@ -212,6 +218,7 @@ class _QuantizedMap(torch.autograd.Function):
     ) -> Tensor:
         needs_x, needs_w = ctx.needs_input_grad[:2]
         ctx.plan = (op, input_quantizer, weight_quantizer, dtype)
+        ctx.moment = _moment(input_quantizer, weight_quantizer)
         ctx.x_like = (x.shape, x.dtype)
         kept: Tensor | None
         if input_quantizer is not None and (needs_x or needs_w):
@@ -227,10 +234,10 @@ class _QuantizedMap(torch.autograd.Function):
         return op(xq.to(dtype), wq, None if bias is None else bias.to(dtype))
 
     @staticmethod
-    @once_differentiable  # what is rebuilt below has lost its history, so second derivatives would be wrong
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, scale, inside = ctx.saved_tensors
         op, input_quantizer, weight_quantizer, dtype = ctx.plan
+        check_backward(ctx.moment, _moment(input_quantizer, weight_quantizer))
         shape, x_dtype = ctx.x_like
         needs = tuple(ctx.needs_input_grad[:3])
         if inside is not None:

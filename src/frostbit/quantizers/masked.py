@@ -54,6 +54,12 @@ class Masked(Quantizer):
             return self.mask.float().mean().item()
         return 1.0 if self.stage == "hard" else 0.0
 
+    @property
+    def moment(self) -> object:
+        """Stage and mask, and what the members say of themselves; see `Quantizer.moment`."""
+        mask = None if self.mask is None else (id(self.mask), self.mask._version)
+        return self.stage, mask, self._hardened, self.soft.moment, None if self.ste is None else self.ste.moment
+
     def _mask_for(self, x: Tensor) -> Tensor:
         mask = self.mask
         if mask is None:

@@ -168,9 +168,14 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
 
 
 def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
-    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew."""
+    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew.
+
+    Full batches only: a ragged one would weigh as much as the others, and one image has no variance.
+    """
+    config = module.recipe.train
     batches = module.loader(module.data.train)
-    return (images for images, _ in islice(batches, module.recipe.train.recalibrate_batches))
+    full = len(module.data.train) // config.batch
+    return (images for images, _ in islice(batches, min(config.recalibrate_batches, full)))
 
 
 def save_state(path: Path, net: torch.nn.Module) -> None:
