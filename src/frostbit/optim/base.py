@@ -6,14 +6,16 @@ cache-sized parts of one tensor after another on a CPU, over all tensors of a gr
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from frostbit.optim.checks import closest
 
 #: what the operations of a rule act on: one tensor, or a list of tensors
 Some = Any
@@ -102,14 +104,18 @@ class FlipOptimizer(Optimizer, ABC):
         if param_group.get("weight_decay"):
             raise ValueError(f"{type(self).__name__} moves weights of size 1, which cannot decay, found weight_decay")
         for name in param_group:
-            close = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.7)
+            close = closest(name, self.defaults, cutoff=0.7)
             if name not in self.defaults and close:
-                raise ValueError(f"{type(self).__name__} has no hyper-parameter {name!r}: did you mean {close[0]!r}?")
-        for name, (words, fits) in self.ranges.items():
-            value = (self.defaults | param_group)[name]
-            if not isinstance(value, (int, float)) or not fits(value):
-                raise ValueError(f"{type(self).__name__} needs {name} to be {words}, found {value!r}")
+                raise ValueError(f"{type(self).__name__} has no hyper-parameter {name!r}: did you mean {close!r}?")
+        self._check_ranges(self.defaults | param_group, self.ranges)
         super().add_param_group(param_group)
+
+    def _check_ranges(self, group: Group, names: Iterable[str]) -> None:
+        for name in names:
+            words, fits = self.ranges[name]
+            value = group[name]
+            if not isinstance(value, Real) or not fits(float(value)):
+                raise ValueError(f"{type(self).__name__} needs {name} to be {words}, found {value!r}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -126,6 +132,8 @@ class FlipOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            # a schedule may have moved them; warming up from a learning rate of 0 is torch's own schedulers' right
+            self._check_ranges(group, self.ranges.keys() - {"lr"})
             elsewhere: dict[tuple[torch.device, int], list[tuple[dict[str, Any], list[Tensor]]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
