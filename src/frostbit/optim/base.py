@@ -76,8 +76,8 @@ class FlipOptimizer(Optimizer, ABC):
         defaults: hyper-parameters of groups that do not set their own.
 
     Raises:
-        ValueError: a hyper-parameter outside its range or misspelt; at the first step, a parameter with other
-            values than ±1.
+        ValueError: a hyper-parameter outside its range or misspelt; at the first step, and at one before which
+            somebody else has written the parameter, other values than ±1.
     """
 
     #: names of the float32 tensors kept for each parameter
@@ -86,6 +86,8 @@ class FlipOptimizer(Optimizer, ABC):
     ranges: ClassVar[dict[str, Range]] = {}
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        #: parameter → torch's count of the writes to it, when this optimizer had last written it
+        self._written: dict[Tensor, int] = {}
         super().__init__(params, {"lr": 0.0, **defaults})
 
     @abstractmethod
@@ -151,6 +153,7 @@ class FlipOptimizer(Optimizer, ABC):
                 counts = self._update(FOREACH, *lists, group=group, step=step)
                 for (state, _), count in zip(rows, counts, strict=True):
                     state["flips"] = state["flips"] + count
+            self._written |= {p: _local(p)._version for p in group["params"] if p.grad is not None}
         return loss
 
     def _update(self, op: Ops, w: Some, g: Some, *moments: Some, group: Group, step: int) -> Any:
@@ -168,8 +171,9 @@ class FlipOptimizer(Optimizer, ABC):
 
     def _state_of(self, parameter: Tensor, group: Group) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
-        if not state:
+        if self._written.get(parameter) != _local(parameter)._version:  # somebody else has, since the last step
             self._check(parameter, group)
+        if not state:
             state["step"] = 0
             state["flips"] = 0
             for name in self.moments:
@@ -215,6 +219,11 @@ class FlipOptimizer(Optimizer, ABC):
             for sign in (w, -w):
                 decided += SINGLE.count(self.flips_where(SINGLE, sign, moments, group, state["step"]))
         return 1 - decided / max(1, tensors[0].numel())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look at the weights again after a copy, a pickle or a loaded state."""
+        super().__setstate__(state)
+        self._written = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was saved."""
