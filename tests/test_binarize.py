@@ -326,6 +326,17 @@ def test_a_pass_that_was_cut_short_does_not_shift_the_turns() -> None:
     assert torch.equal(model.layer2[0](seen[0]), seen[1])  # a part that runs alone takes its turns too
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("placement", ["input", "activation"])
+def test_what_is_put_in_has_the_models_mode(placement: Any, mode: bool) -> None:
+    model = ResNet().train(mode)
+    fb.binarize_(model, placement=placement, example_input=IMAGES)
+    assert {module.training for module in model.modules()} == {mode}
+    attention = nn.TransformerEncoderLayer(8, 2, 16, 0.0, nn.GELU(), batch_first=True).train(mode)
+    fb.binarize_(attention, example_input=torch.randn(2, 3, 8), keep=None)
+    assert {module.training for module in attention.modules()} == {mode}
+
+
 def test_hooks_of_the_float_model_stay() -> None:
     model = ResNet()
     seen: list[int] = []

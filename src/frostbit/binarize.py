@@ -327,6 +327,7 @@ class _Conversion:
     def _replace_activation(self, module: nn.Module, by_call: dict[int, nn.Module]) -> None:
         count = len(self.graph.of(module))
         new: nn.Module = by_call[0] if count == 1 else PerCall([by_call.get(n, module) for n in range(count)])
+        new.train(module.training)
         for path, child in list(self.model.named_modules(remove_duplicate=False)):
             if child is module:
                 self.undos.append(partial(self.model.set_submodule, path, module))
