@@ -18,7 +18,7 @@ from frostbit.graph import Call, Graph, default_example, run_quietly, trace, wal
 from frostbit.nn.layers import BinaryLayer, WeightScale
 from frostbit.quantizers import Quantizer, Spec, resolve
 from frostbit.registry import check_choice
-from frostbit.units import find_units, passes_sign, remember
+from frostbit.units import find_units, passes_sign, refuse_second_call, remember
 
 Placement = Literal["input", "activation"]
 
@@ -215,10 +215,7 @@ class _Conversion:
             if name in self.report.kept:
                 continue
             if len(self.graph.of(module)) > 1:
-                raise UsageError(
-                    f"layer {name!r} is called more than once in a forward pass: "
-                    "a progression cannot freeze it; give each call a layer of its own, or keep it"
-                )
+                refuse_second_call("layer", name)
             settings: dict[str, Any] = {"weight": weight, "input": input, **options}
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
