@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import frostbit as fb
 from frostbit.binarize import PerCall
@@ -172,6 +173,67 @@ def test_a_layer_that_does_not_run_is_reported_as_kept() -> None:
     assert type(model.auxiliary) is nn.Linear
 
 
+class Renamed(nn.Linear):
+    pass
+
+
+class Matrix(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.shift = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix + self.shift
+
+
+class Call(nn.Module):
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.of.weight)
+
+
+class First(nn.Module):
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x)[0]
+
+
+REAL = [
+    (lambda: weight_norm(nn.Linear(8, 8)), "2", "it is parametrized"),
+    (lambda: nn.utils.weight_norm(nn.Linear(8, 8)), "2", "its weight is made anew before each call"),
+    (lambda: Renamed(8, 8), "2", "Renamed is a subclass of Linear: only torch's own layers are converted"),
+    (lambda: First(nn.LSTM(8, 8)), "2.of", "LSTM has no binary form"),
+    (lambda: nn.GRUCell(8, 8), "2", "GRUCell has no binary form"),
+    (lambda: Matrix(), "2", "Matrix has no binary form; its multiply-accumulates are not counted"),
+    (lambda: Call(nn.Linear(8, 8)), "linear()", "called as a function, which cannot be replaced"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "reason"), REAL, ids=[reason for *_, reason in REAL])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_what_has_no_binary_form_is_reported_as_kept_and_counts(make: Any, name: str, reason: str) -> None:
+    model = chain(make())
+    report = fb.binarize_(model, example_input=ROWS, keep=["0", "4"], min_binary_macs=0)
+    assert report.kept[name] == reason
+    assert list(report.converted) == ["1", "3"]
+    assert report.binary_macs == 0.5 if "not counted" in reason else report.binary_macs <= 0.4
+    model(ROWS).sum().backward()
+
+
+def test_the_first_layer_is_the_first_even_where_it_cannot_become_binary() -> None:
+    model = nn.Sequential(Renamed(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), First(nn.GRU(8, 8)))
+    report = fb.binarize_(model, example_input=ROWS, keep="first_last", min_binary_macs=0)
+    assert list(report.converted) == ["1", "2"]
+    with pytest.raises(UsageError, match="has no layer that can become binary"):
+        fb.binarize_(nn.Sequential(Renamed(8, 8), First(nn.GRU(8, 8))), example_input=ROWS)
+
+
 def test_a_subclass_with_its_own_forward_is_reported_as_kept() -> None:
     class Gated(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +241,7 @@ def test_a_subclass_with_its_own_forward_is_reported_as_kept() -> None:
 
     model = chain(Gated(8, 8))
     report = fb.binarize_(model, example_input=ROWS, min_binary_macs=0)
-    assert "Gated" in report.kept["2"]
+    assert report.kept["2"] == "Gated is a subclass of Linear with a forward of its own"
     assert type(model[2]) is Gated
 
 

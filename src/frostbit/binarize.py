@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from frostbit import keep as keep_rules
 from frostbit import nn as fnn
-from frostbit.counting import layer_macs
+from frostbit.counting import can_count, layer_macs, matrices
 from frostbit.errors import UsageError
-from frostbit.graph import Call, Graph, default_example, run_quietly, trace, walk_back
+from frostbit.graph import LAYER_FUNCTIONS, Call, Graph, default_example, run_quietly, trace, walk_back
 from frostbit.nn.layers import BinaryLayer, WeightScale
 from frostbit.quantizers import Quantizer, Spec, resolve
 from frostbit.registry import check_choice
@@ -180,15 +181,15 @@ class _Conversion:
         for step in reversed(self.undos):
             step()
 
-    def candidates(self) -> list[tuple[str, nn.Module]]:
-        """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept``."""
+    def weight_layers(self) -> list[tuple[str, nn.Module]]:
+        """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept`` as well."""
         found: dict[nn.Module, str] = {}
         for call in self.graph.calls:
-            module = call.module
-            if module is not None and type(module) in _BINARY_CLASS:
+            module, reason = call.module, _why_real(call)
+            if reason is not None:
+                self.report.kept[call.name if module is not None else f"{call.name}()"] = reason
+            if module is not None and (type(module) in _BINARY_CLASS or (reason is not None and can_count(module))):
                 found.setdefault(module, call.name)
-            elif isinstance(module, tuple(_BINARY_CLASS)):
-                self.report.kept[call.name] = f"{type(module).__name__} is a subclass with a forward of its own"
         for name, module in self.model.named_modules():
             if type(module) in _BINARY_CLASS and module not in found:
                 self.report.kept[name] = "not called in the forward pass that was traced"
@@ -204,10 +205,11 @@ class _Conversion:
         accumulator_bits: int | None,
     ) -> None:
         """Convert the weight layers that the keep rule leaves."""
-        ordered = self.candidates()
+        running = self.weight_layers()
+        ordered = [(name, module) for name, module in running if name not in self.report.kept]
         if not ordered:
             raise UsageError(f"{type(self.model).__name__} has no layer that can become binary")
-        rule = keep_rules.resolve(keep, ordered)
+        rule = keep_rules.resolve(keep, running)
         self.report.kept |= {name: "kept by the keep rule" for name, module in ordered if rule(module, name)}
         self._check_overrides(overrides, [name for name, _ in ordered])
         shared: dict[int, Quantizer | None] = {}
@@ -360,6 +362,27 @@ class _Conversion:
                 f"only {share:.1%} of the multiply-accumulates became binary, expected {min_binary_macs:.0%} "
                 f"(largest real layer: {rest[1]}, {rest[0] / total:.1%}): change keep=, or pass min_binary_macs="
             )
+
+
+def _why_real(call: Call) -> str | None:
+    """Say why a call with a weight cannot become that of a binary layer, ``None`` where it can or has no weight."""
+    module = call.module
+    if module is None:
+        return "called as a function, which cannot be replaced" if call.name in LAYER_FUNCTIONS else None
+    kind = type(module).__name__
+    base = next((base for base in _BINARY_CLASS if isinstance(module, base)), None)
+    if is_parametrized(module):
+        return "it is parametrized"
+    if base is None:
+        counted = "" if can_count(module) else "; its multiply-accumulates are not counted"
+        return f"{kind} has no binary form{counted}" if matrices(module) else None
+    if type(module) is not base:
+        own = type(module).forward is not base.forward
+        limit = " with a forward of its own" if own else ": only torch's own layers are converted"
+        return f"{kind} is a subclass of {base.__name__}{limit}"
+    if base is not nn.MultiheadAttention and module._parameters.get("weight") is None:
+        return "its weight is made anew before each call"  # torch's older weight_norm and spectral_norm
+    return None
 
 
 def _strip(module: nn.Module, before: type[nn.Module]) -> None:
