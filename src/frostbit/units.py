@@ -21,12 +21,17 @@ _RECORD = "_frostbit_units"
 _PASSING_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample, nn.ZeroPad2d, nn.Unfold,
 )  # fmt: skip
 _PASSING_FUNCTIONS = {
-    "flatten", "reshape", "view", "permute", "transpose", "contiguous", "dropout", "max_pool2d", "avg_pool2d",
-    "adaptive_avg_pool2d", "unsqueeze", "squeeze", "to", "clone", "movedim", "expand",
+    "flatten", "unflatten", "reshape", "view", "permute", "transpose", "contiguous", "movedim", "expand", "unsqueeze",
+    "squeeze", "to", "clone", "chunk", "split", "tensor_split", "unbind", "narrow", "getitem", "__getitem__", "roll",
+    "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate", "dropout", "mean", "amax",
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)),
 }  # fmt: skip
+#: functions whose output has the signs of all tensors that they are given
+_JOINING_FUNCTIONS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
 
 
 #: what may bring another dimension to the end without a change of rank
@@ -40,6 +45,18 @@ def passes_sign(call: Call) -> bool:
     if call.module is None:
         return call.name in _PASSING_FUNCTIONS
     return isinstance(call.module, _PASSING_MODULES)
+
+
+def ends_of_sign(graph: Graph, index: int) -> Iterator[int]:
+    """Yield the calls that decide the signs in the result of call ``index``, each operand of a join included."""
+    call = graph.calls[index]
+    if call.module is None and call.name in _JOINING_FUNCTIONS:
+        for source in call.inputs:
+            yield from ends_of_sign(graph, source)
+    elif passes_sign(call) and call.inputs:
+        yield from ends_of_sign(graph, call.inputs[0])
+    else:
+        yield index
 
 
 @dataclass
