@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import frostbit as fb
 from frostbit.binarize import PerCall
@@ -172,6 +173,67 @@ def test_a_layer_that_does_not_run_is_reported_as_kept() -> None:
     assert type(model.auxiliary) is nn.Linear
 
 
+class Renamed(nn.Linear):
+    pass
+
+
+class Matrix(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.shift = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix + self.shift
+
+
+class Call(nn.Module):
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.of.weight)
+
+
+class First(nn.Module):
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x)[0]
+
+
+REAL = [
+    (lambda: weight_norm(nn.Linear(8, 8)), "2", "it is parametrized"),
+    (lambda: nn.utils.weight_norm(nn.Linear(8, 8)), "2", "its weight is made anew before each call"),
+    (lambda: Renamed(8, 8), "2", "Renamed is a subclass of Linear: only torch's own layers are converted"),
+    (lambda: First(nn.LSTM(8, 8)), "2.of", "LSTM has no binary form"),
+    (lambda: nn.GRUCell(8, 8), "2", "GRUCell has no binary form"),
+    (lambda: Matrix(), "2", "Matrix has no binary form; its multiply-accumulates are not counted"),
+    (lambda: Call(nn.Linear(8, 8)), "linear()", "called as a function, which cannot be replaced"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "reason"), REAL, ids=[reason for *_, reason in REAL])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_what_has_no_binary_form_is_reported_as_kept_and_counts(make: Any, name: str, reason: str) -> None:
+    model = chain(make())
+    report = fb.binarize_(model, example_input=ROWS, keep=["0", "4"], min_binary_macs=0)
+    assert report.kept[name] == reason
+    assert list(report.converted) == ["1", "3"]
+    assert report.binary_macs == 0.5 if "not counted" in reason else report.binary_macs <= 0.4
+    model(ROWS).sum().backward()
+
+
+def test_the_first_layer_is_the_first_even_where_it_cannot_become_binary() -> None:
+    model = nn.Sequential(Renamed(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), First(nn.GRU(8, 8)))
+    report = fb.binarize_(model, example_input=ROWS, keep="first_last", min_binary_macs=0)
+    assert list(report.converted) == ["1", "2"]
+    with pytest.raises(UsageError, match="has no layer that can become binary"):
+        fb.binarize_(nn.Sequential(Renamed(8, 8), First(nn.GRU(8, 8))), example_input=ROWS)
+
+
 def test_a_subclass_with_its_own_forward_is_reported_as_kept() -> None:
     class Gated(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +241,7 @@ def test_a_subclass_with_its_own_forward_is_reported_as_kept() -> None:
 
     model = chain(Gated(8, 8))
     report = fb.binarize_(model, example_input=ROWS, min_binary_macs=0)
-    assert "Gated" in report.kept["2"]
+    assert report.kept["2"] == "Gated is a subclass of Linear with a forward of its own"
     assert type(model[2]) is Gated
 
 
@@ -326,6 +388,17 @@ def test_a_pass_that_was_cut_short_does_not_shift_the_turns() -> None:
     assert torch.equal(model.layer2[0](seen[0]), seen[1])  # a part that runs alone takes its turns too
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("placement", ["input", "activation"])
+def test_what_is_put_in_has_the_models_mode(placement: Any, mode: bool) -> None:
+    model = ResNet().train(mode)
+    fb.binarize_(model, placement=placement, example_input=IMAGES)
+    assert {module.training for module in model.modules()} == {mode}
+    attention = nn.TransformerEncoderLayer(8, 2, 16, 0.0, nn.GELU(), batch_first=True).train(mode)
+    fb.binarize_(attention, example_input=torch.randn(2, 3, 8), keep=None)
+    assert {module.training for module in attention.modules()} == {mode}
+
+
 def test_hooks_of_the_float_model_stay() -> None:
     model = ResNet()
     seen: list[int] = []
@@ -358,3 +431,96 @@ def test_a_weights_only_network_keeps_its_relus_in_either_placement() -> None:
     assert all(isinstance(model.relu, nn.ReLU) for model in networks)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(networks[0](x), networks[1](x))
+
+
+# ---- signs that say nothing
+
+
+class Joined(nn.Module):
+    """Branches of a convolution each, joined before another one."""
+
+    def __init__(self, *ends: nn.Module, join: Any = lambda parts: torch.cat(parts, 1), out: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), end) for end in ends)
+        self.joined, self.last = nn.Conv2d(out, 4, 3), nn.Conv2d(4, 2, 3)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(self.joined(self.join([branch(x) for branch in self.branches])))
+
+
+JOINS = {
+    "cat": lambda parts: torch.cat(parts, 1),
+    "nested": lambda parts: torch.cat([torch.cat(parts[:1], dim=1), functional.avg_pool2d(parts[1], 3, 1, 1)], 1),
+    "stack": lambda parts: torch.stack(parts, 2).flatten(1, 2),
+    "chunk": lambda parts: torch.cat([part.chunk(2, 1)[half] for part in parts for half in (0, 1)], 1),
+    "split": lambda parts: torch.cat([torch.split(part, 1, 1)[n] for part in parts for n in range(4)], 1),
+    "slice": lambda parts: torch.cat([parts[0][:, 2:], parts[1][:, :2], parts[0][:, :2], parts[1][:, 2:]], 1),
+    "shuffle": lambda parts: torch.cat(parts, 1).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("example", [IMAGES, None], ids=["watched", "symbolic"])
+@pytest.mark.parametrize("join", JOINS)
+def test_every_relu_that_reaches_a_sign_becomes_the_identity(join: str, example: Tensor | None) -> None:
+    model = Joined(nn.ReLU(), nn.ReLU6(), join=JOINS[join])
+    report = fb.binarize_(model, example_input=example, min_binary_macs=0)
+    assert set(report.activations) == {"branches.0.2", "branches.1.2"}
+    assert not any(isinstance(module, (nn.ReLU, nn.ReLU6)) for module in model.modules())
+    assert report.one_sided == {}
+
+
+def test_functions_that_reach_a_sign_through_a_join_are_refused() -> None:
+    model = Joined(nn.ReLU(), nn.Identity(), join=lambda parts: torch.cat([parts[0], parts[1].relu()], 1))
+    with pytest.raises(UsageError, match="input of 'joined' comes from the function 'relu'"):
+        fb.binarize_(model, example_input=IMAGES, min_binary_macs=0)
+    assert isinstance(model.branches[0][2], nn.ReLU)
+
+
+def test_the_share_of_channels_with_one_sign_is_reported_and_most_is_refused() -> None:
+    model = Joined(nn.ReLU(), nn.Sigmoid())
+    images = torch.randn(4, 3, 16, 16)
+    report = fb.binarize_(model, example_input=images, min_binary_macs=0)
+    assert report.one_sided == {"joined": 0.5}
+    assert "joined  50.0% of its input's channels are never negative" in str(report)
+    for few in (images, images[:3]):
+        worse = Joined(nn.ReLU(), nn.Sigmoid(), nn.Softplus(), out=12)
+        if few is images:
+            with pytest.raises(
+                UsageError, match=r"66\.7% of the channels that 'joined' takes the sign of are never neg"
+            ):
+                fb.binarize_(worse, example_input=few, min_binary_macs=0)
+            assert type(worse.joined) is nn.Conv2d
+        else:
+            assert fb.binarize_(worse, example_input=few, min_binary_macs=0).one_sided["joined"] == pytest.approx(2 / 3)
+
+
+def test_few_or_equal_samples_prove_nothing() -> None:
+    """By chance, all signs of a channel agree: as often +1 as -1."""
+    torch.manual_seed(0)
+    rows = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    assert fb.binarize_(rows, example_input=torch.randn(2, 8), min_binary_macs=0).one_sided == {}
+    tokens = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    report = fb.binarize_(tokens, example_input=torch.randn(1, 1, 8).expand(1, 32, 8), min_binary_macs=0)
+    assert all(share < 0.5 for share in report.one_sided.values())
+
+
+class Cross(nn.Module):
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.query, self.memory, self.end = nn.Linear(8, 8), nn.Linear(8, 8), end
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.end(self.memory(x))
+        return self.last(self.attention(self.query(x), memory, value=memory)[0])
+
+
+def test_all_that_attention_reads_is_looked_at() -> None:
+    model, tokens = Cross(nn.ReLU()), torch.randn(2, 3, 8)
+    fb.binarize_(model, example_input=tokens, min_binary_macs=0)
+    assert isinstance(model.end, nn.Identity)
+    with pytest.raises(UsageError, match="binarized input of 'attention' is constant"):
+        fb.binarize_(Cross(nn.Sigmoid()), example_input=tokens, min_binary_macs=0)

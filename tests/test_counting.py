@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import frostbit as fb
 from frostbit.counting import layer_macs
@@ -42,6 +44,25 @@ def test_a_small_network_by_hand() -> None:
     assert f"({found.binary_macs / (found.binary_macs + found.real_macs):.1%} binary)" in text
 
 
+class Functions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.kernel, self.matrix = nn.Parameter(torch.randn(6, 2, 3, 3)), nn.Parameter(torch.randn(5, 6 * 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flatten(functional.conv2d(x, self.kernel, groups=2))
+        return functional.linear(input=x, weight=self.matrix)
+
+
+def test_layers_called_as_functions_count() -> None:
+    x = torch.randn(3, 4, 6, 6)
+    assert layer_macs(trace(Functions(), x)) == {"conv2d()": (False, 16 * 6 * 18), "linear()": (False, 5 * 96)}
+    found = fb.summary(Functions(), x)
+    assert found.real_macs == 16 * 6 * 18 + 5 * 96
+    assert found.real_parameters == 6 * 18 + 5 * 96
+
+
 def test_summary_leaves_the_model_as_it_was() -> None:
     model = small()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -61,6 +82,13 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (nn.LayerNorm((4, 5, 5)), (3, 4, 5, 5), 0),
     (nn.LayerNorm(5), (3, 4, 5), 0),
     (nn.PReLU(4), (3, 4, 5), 0),
+    (weight_norm(nn.Linear(4, 5)), (3, 7, 4), 7 * 20),
+    (weight_norm(nn.ConvTranspose1d(4, 6, 3)), (3, 4, 5), 5 * 4 * 6 * 3),
+    (nn.LSTM(4, 5, batch_first=True), (3, 7, 4), 7 * 20 * (4 + 5)),
+    (nn.LSTM(4, 5, bias=False), (7, 3, 4), 7 * 20 * (4 + 5)),
+    (nn.GRU(4, 5, num_layers=2, bidirectional=True), (7, 3, 4), 7 * 2 * 15 * ((4 + 5) + (10 + 5))),
+    (nn.RNN(4, 5), (7, 4), 7 * 5 * (4 + 5)),  # no batch
+    (nn.GRUCell(4, 5), (3, 4), 15 * (4 + 5)),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+import frostbit as fb
 from frostbit import keep
 from frostbit.errors import UsageError
 
@@ -90,3 +91,14 @@ def test_embeddings_count_as_first():
     ordered = [(name, module) for name, module in both.named_modules() if not list(module.children())]
     rule = keep.first_last.for_layers(ordered)
     assert [name for name, module in ordered if rule(module, name)] == ["0", "1.0", "1.3"]
+
+
+def test_a_rule_about_the_whole_network_is_not_asked_about_one_layer() -> None:
+    rules = (
+        lambda module, name: keep.first_last_downsample(module, name) or "conv2" in name,
+        keep.FirstLast(also=keep.first_last),
+    )
+    for spec in rules:
+        with pytest.raises(UsageError, match=r"keep.FirstLast\(also=rule\)") as caught:
+            fb.binarize_(fb.models.create("resnet8", width=4, input_size=8), keep=spec)
+        assert "\n" not in str(caught.value)

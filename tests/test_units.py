@@ -78,6 +78,13 @@ def test_attention_is_two_units_its_projections_and_its_output(options: dict[str
         assert [unit.feature_shape for unit in found] == [(8,), (8,)]
 
 
+ROW_OF_7 = torch.randn(2, 3, 7)
+
+
+def pooled_to(width: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), fb.nn.Linear(width, width, input_quantizer=None)]
+
+
 FEATURES = [
     (nn.Sequential(fb.nn.Conv2d(3, 4, 3)), IMAGES, (3, 8, 8)),
     (nn.Sequential(fb.nn.Conv2d(3, 4, 3)), IMAGES[0], (3, 8, 8)),
@@ -91,6 +98,16 @@ FEATURES = [
     (nn.Sequential(fb.nn.Binarizer(), fb.nn.Linear(8, 4, input_quantizer=None)), torch.randn(2, 5, 8), (8,)),
     (nn.Sequential(fb.nn.Binarizer(), nn.AdaptiveAvgPool2d(1)), IMAGES, (3, 8, 8)),
     (nn.Sequential(fb.nn.Binarizer()), torch.randn(2, 8), (8,)),
+    # what wrote the tensor decides, whatever the sizes happen to be
+    (nn.Sequential(nn.Conv1d(3, 8, 1), fb.nn.Binarizer(), nn.Flatten(), nn.Linear(56, 2)), ROW_OF_7, (8, 7)),
+    (nn.Sequential(nn.Conv1d(3, 8, 1), fb.nn.Binarizer()), ROW_OF_7[0], (8, 7)),
+    (nn.Sequential(nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8), nn.MaxPool1d(3), fb.nn.Binarizer()), ROW_OF_7, (8, 2)),
+    (nn.Sequential(nn.Conv2d(3, 8, 1), fb.nn.Binarizer(), *pooled_to(8)), IMAGES, (8, 8, 8)),
+    (nn.Sequential(nn.Linear(8, 8), nn.Dropout(), fb.nn.Binarizer()), torch.randn(2, 5, 8), (8,)),
+    (nn.Sequential(nn.Linear(8, 8), fb.nn.Binarizer()), torch.randn(2, 5, 4, 8), (8,)),
+    (nn.Sequential(nn.Linear(7, 7), nn.LayerNorm(7), fb.nn.Binarizer(), nn.Flatten()), ROW_OF_7, (7,)),
+    (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2), fb.nn.Binarizer()), IMAGES, (64,)),  # by its rank
+    (nn.Sequential(nn.Linear(7, 7), fb.nn.Binarizer(), fb.nn.Conv1d(3, 4, 1, input_quantizer=None)), ROW_OF_7, (3, 7)),
 ]
 
 
@@ -122,6 +139,16 @@ def test_a_binarizer_and_the_layers_behind_it_are_one_unit() -> None:
     first, last = fb.units(model, IMAGES)
     assert (first.name, first.layers, first.input_quantizer) == ("a", [model.a, model.b], model.act.input_quantizer)
     assert (last.name, last.layers, last.input_quantizer) == ("end", [], model.end.input_quantizer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"), [(fb.nn.Binarizer(), "activation"), (fb.nn.Linear(8, 8), "layer")], ids=["binarizer", "layer"]
+)
+def test_what_is_called_twice_is_refused(layer: nn.Module, what: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 8), layer, fb.nn.Linear(8, 2))
+    with pytest.raises(UsageError, match=rf"{what} '1' is called more than once in a forward pass: .* of its own"):
+        fb.units(model, torch.randn(2, 8))
+    assert not hasattr(model, "_frostbit_units")
 
 
 def test_units_are_remembered_by_path_without_touching_the_state_dict() -> None:

@@ -9,16 +9,18 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from frostbit import keep as keep_rules
 from frostbit import nn as fnn
-from frostbit.counting import layer_macs
+from frostbit.counting import can_count, layer_macs, matrices
 from frostbit.errors import UsageError
-from frostbit.graph import Call, Graph, default_example, run_quietly, trace, walk_back
+from frostbit.graph import LAYER_FUNCTIONS, Call, Graph, default_example, trace
 from frostbit.nn.layers import BinaryLayer, WeightScale
 from frostbit.quantizers import Quantizer, Spec, resolve
 from frostbit.registry import check_choice
-from frostbit.units import find_units, passes_sign, remember
+from frostbit.signs import look_at_signs
+from frostbit.units import ends_of_sign, find_units, refuse_second_call, remember
 
 Placement = Literal["input", "activation"]
 
@@ -52,17 +54,24 @@ class Report:
         kept: layer name → why it stayed real.
         activations: activation name → what became of it.
         binary_macs: share of multiply-accumulates that use binary weights, ``None`` where no batch was seen.
+        one_sided: layer or activation → share of its input's channels whose sign says nothing, see
+            `frostbit.signs.look_at_signs`; those from 5 % on.
     """
 
     converted: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     activations: dict[str, str] = field(default_factory=dict)
     binary_macs: float | None = None
+    one_sided: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         share = "unknown without example_input" if self.binary_macs is None else f"{self.binary_macs:.1%}"
         lines = [f"{len(self.converted)} layers binary, {len(self.kept)} kept real; binary MACs: {share}"]
-        for title, rows in (("binary", self.converted), ("kept", self.kept), ("activations", self.activations)):
+        signs = {
+            name: f"{share:.1%} of its input's channels are never negative" for name, share in self.one_sided.items()
+        }
+        titles = ("binary", "kept", "activations", "signs that say nothing")
+        for title, rows in zip(titles, (self.converted, self.kept, self.activations, signs), strict=True):
             width = max(map(len, rows), default=0)
             lines += [f"{title}:"] if rows else []
             lines += [f"  {name:<{width}}  {text}" for name, text in rows.items()]
@@ -180,15 +189,15 @@ class _Conversion:
         for step in reversed(self.undos):
             step()
 
-    def candidates(self) -> list[tuple[str, nn.Module]]:
-        """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept``."""
+    def weight_layers(self) -> list[tuple[str, nn.Module]]:
+        """Return the weight layers that run, in order of first execution; odd ones go to ``report.kept`` as well."""
         found: dict[nn.Module, str] = {}
         for call in self.graph.calls:
-            module = call.module
-            if module is not None and type(module) in _BINARY_CLASS:
+            module, reason = call.module, _why_real(call)
+            if reason is not None:
+                self.report.kept[call.name if module is not None else f"{call.name}()"] = reason
+            if module is not None and (type(module) in _BINARY_CLASS or (reason is not None and can_count(module))):
                 found.setdefault(module, call.name)
-            elif isinstance(module, tuple(_BINARY_CLASS)):
-                self.report.kept[call.name] = f"{type(module).__name__} is a subclass with a forward of its own"
         for name, module in self.model.named_modules():
             if type(module) in _BINARY_CLASS and module not in found:
                 self.report.kept[name] = "not called in the forward pass that was traced"
@@ -204,10 +213,11 @@ class _Conversion:
         accumulator_bits: int | None,
     ) -> None:
         """Convert the weight layers that the keep rule leaves."""
-        ordered = self.candidates()
+        running = self.weight_layers()
+        ordered = [(name, module) for name, module in running if name not in self.report.kept]
         if not ordered:
             raise UsageError(f"{type(self.model).__name__} has no layer that can become binary")
-        rule = keep_rules.resolve(keep, ordered)
+        rule = keep_rules.resolve(keep, running)
         self.report.kept |= {name: "kept by the keep rule" for name, module in ordered if rule(module, name)}
         self._check_overrides(overrides, [name for name, _ in ordered])
         shared: dict[int, Quantizer | None] = {}
@@ -215,10 +225,7 @@ class _Conversion:
             if name in self.report.kept:
                 continue
             if len(self.graph.of(module)) > 1:
-                raise UsageError(
-                    f"layer {name!r} is called more than once in a forward pass: "
-                    "a progression cannot freeze it; give each call a layer of its own, or keep it"
-                )
+                refuse_second_call("layer", name)
             settings: dict[str, Any] = {"weight": weight, "input": input, **options}
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
@@ -313,20 +320,22 @@ class _Conversion:
             layer = call.module
             if not isinstance(layer, BinaryLayer) or layer.input_quantizer is None or not call.inputs:
                 continue
-            index = walk_back(self.graph, call.inputs[0], passes_sign)
-            source = self.graph.calls[index]
-            if isinstance(source.module, _NOT_BEFORE_SIGN):
-                found.setdefault(index, call.name)
-            elif source.module is None and source.name in ("relu", "relu_", "relu6"):
-                raise UsageError(
-                    f"the input of {call.name!r} comes from the function {source.name!r}, so its sign would be +1 "
-                    "always: use an nn.ReLU module there, so that it can become the identity"
-                )
+            operands = call.inputs if isinstance(layer, nn.MultiheadAttention) else call.inputs[:1]
+            for index in dict.fromkeys(end for operand in operands for end in ends_of_sign(self.graph, operand)):
+                source = self.graph.calls[index]
+                if isinstance(source.module, _NOT_BEFORE_SIGN):
+                    found.setdefault(index, call.name)
+                elif source.module is None and source.name in ("relu", "relu_", "relu6"):
+                    raise UsageError(
+                        f"the input of {call.name!r} comes from the function {source.name!r}, so its sign would be +1 "
+                        "always: use an nn.ReLU module there, so that it can become the identity"
+                    )
         return list(found.items())
 
     def _replace_activation(self, module: nn.Module, by_call: dict[int, nn.Module]) -> None:
         count = len(self.graph.of(module))
         new: nn.Module = by_call[0] if count == 1 else PerCall([by_call.get(n, module) for n in range(count)])
+        new.train(module.training)
         for path, child in list(self.model.named_modules(remove_duplicate=False)):
             if child is module:
                 self.undos.append(partial(self.model.set_submodule, path, module))
@@ -348,10 +357,11 @@ class _Conversion:
         if batch is None:
             remember(self.model, find_units(self.model, trace(self.model)))
             return
-        _refuse_constant_inputs(self.model, batch)
         graph = trace(self.model, batch)
+        units = find_units(self.model, graph)
+        self.report.one_sided = look_at_signs(self.model, batch, units)
         self.undos.append(lambda: self.model.__dict__.pop("_frostbit_units", None))
-        remember(self.model, find_units(self.model, graph))
+        remember(self.model, units)
         macs = layer_macs(graph)
         total = sum(count for _, count in macs.values())
         binary = sum(count for is_binary, count in macs.values() if is_binary)
@@ -362,6 +372,27 @@ class _Conversion:
                 f"only {share:.1%} of the multiply-accumulates became binary, expected {min_binary_macs:.0%} "
                 f"(largest real layer: {rest[1]}, {rest[0] / total:.1%}): change keep=, or pass min_binary_macs="
             )
+
+
+def _why_real(call: Call) -> str | None:
+    """Say why a call with a weight cannot become that of a binary layer, ``None`` where it can or has no weight."""
+    module = call.module
+    if module is None:
+        return "called as a function, which cannot be replaced" if call.name in LAYER_FUNCTIONS else None
+    kind = type(module).__name__
+    base = next((base for base in _BINARY_CLASS if isinstance(module, base)), None)
+    if is_parametrized(module):
+        return "it is parametrized"
+    if base is None:
+        counted = "" if can_count(module) else "; its multiply-accumulates are not counted"
+        return f"{kind} has no binary form{counted}" if matrices(module) else None
+    if type(module) is not base:
+        own = type(module).forward is not base.forward
+        limit = " with a forward of its own" if own else ": only torch's own layers are converted"
+        return f"{kind} is a subclass of {base.__name__}{limit}"
+    if base is not nn.MultiheadAttention and module._parameters.get("weight") is None:
+        return "its weight is made anew before each call"  # torch's older weight_norm and spectral_norm
+    return None
 
 
 def _strip(module: nn.Module, before: type[nn.Module]) -> None:
@@ -377,41 +408,3 @@ def _describe(spec: Spec) -> str:
     if isinstance(spec, Mapping):
         return str(spec["name"])
     return type(spec).__name__ if isinstance(spec, Quantizer) else "(F, B)"
-
-
-def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
-    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it.
-
-    Batch norms take the batch's statistics, as in training: at their initial ones they would hand a ReLU's signs on.
-    """
-    constant: list[str] = []
-    handles = []
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False  # and so leaves the running ones alone
-
-        def from_batch(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-            norm.training = args[0].numel() > args[0].shape[1]
-
-        handles.append(norm.register_forward_pre_hook(from_batch))
-    for name, module in model.named_modules():
-        if isinstance(module, (BinaryLayer, fnn.Binarizer)) and module.input_quantizer is not None:
-
-            def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name) -> None:
-                x = next(iter((*args, *kwargs.values())))
-                if x.numel() > 1 and bool((x >= 0).all() or (x < 0).all()):
-                    constant.append(name)
-
-            handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
-    try:
-        run_quietly(model, batch)
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-        for handle in handles:
-            handle.remove()
-    if constant:
-        raise UsageError(
-            f"the binarized input of {constant[0]!r} is constant on the example batch, so nothing passes it: "
-            "is it the output of an activation that is never negative?"
-        )

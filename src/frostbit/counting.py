@@ -13,6 +13,20 @@ from frostbit.nn import BinaryLayer
 from frostbit.units import binary_parameters
 
 _NO_MACS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return a layer's own parameters with two dimensions or more beyond 1. Look-ups and norms multiply nothing."""
+    if isinstance(module, _NO_MACS):
+        return []
+    return [p for p in module.parameters(recurse=False) if sum(size > 1 for size in p.shape) >= 2]
+
+
+def can_count(module: nn.Module) -> bool:
+    """Whether `layer_macs` knows what the module's matrices meet."""
+    weight = getattr(module, "weight", None)
+    return isinstance(module, (*_RECURRENT, nn.MultiheadAttention)) or (weight is not None and weight.dim() >= 2)
 
 
 def layer_macs(graph: Graph) -> dict[str, tuple[bool, int]]:
@@ -22,29 +36,36 @@ def layer_macs(graph: Graph) -> dict[str, tuple[bool, int]]:
         graph: from a trace with a batch, so that shapes are known; the first dimension is the batch.
 
     Returns:
-        One entry for each layer with a weight matrix or kernel. Look-ups (embeddings) and norms multiply nothing.
+        One entry for each layer with a weight matrix or kernel, ``"linear()"`` and the like for functions. Look-ups
+        (embeddings) and norms multiply nothing, and products of activations among themselves are not counted.
     """
     macs: dict[str, tuple[bool, int]] = {}
     for call in graph.calls:
         module = call.module
-        if module is None or call.out_shape is None or call.in_shape is None or isinstance(module, _NO_MACS):
+        if call.out_shape is None or call.in_shape is None or isinstance(module, _NO_MACS):
             continue
+        name = call.name if module is not None else f"{call.name}()"
         binary = isinstance(module, BinaryLayer) and any(True for _ in module.latents())
         if isinstance(module, nn.MultiheadAttention):
             batched = len(call.in_shape) == 3
             tokens = call.in_shape[1 if batched and module.batch_first else 0]
             width = module.embed_dim
             count = tokens * width * (2 * width + (module.kdim or width) + (module.vdim or width))
+        elif isinstance(module, _RECURRENT):
+            batched = len(call.in_shape) == 3
+            steps = call.in_shape[1 if batched and module.batch_first else 0] if isinstance(module, nn.RNNBase) else 1
+            count = steps * sum(matrix.numel() for matrix in matrices(module))
         else:
-            weight = getattr(module, "weight", None)
-            if weight is None or weight.dim() < 2:
+            weight = call.weight_shape if module is None else getattr(getattr(module, "weight", None), "shape", ())
+            if weight is None or len(weight) < 2:
                 continue
             # every entry of the larger side meets one filter: outputs for a convolution, inputs for a transposed one
-            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            function = call.name if module is None else ""
+            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or "transpose" in function
             shape = call.in_shape if transposed else call.out_shape
-            count = math.prod(shape) // _batch(shape) * math.prod(weight.shape[1:])
-        seen = macs.get(call.name, (binary, 0))[1]
-        macs[call.name] = (binary, seen + count)
+            count = math.prod(shape) // _batch(shape) * math.prod(weight[1:])
+        seen = macs.get(name, (binary, 0))[1]
+        macs[name] = (binary, seen + count)
     return macs
 
 
@@ -153,4 +174,6 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
                 rows[f"{path} (bias)"] = Row(f"{path} (bias)", kind, 32, real, 4 * real, 0)
         elif real or count:
             rows[path] = Row(path or "(the model's own)", kind, 32, real, 4 * real, count)
+    modules = dict(model.named_modules())
+    rows |= {name: Row(name, "function", 32, 0, 0, count) for name, (_, count) in macs.items() if name not in modules}
     return Summary(list(rows.values()))

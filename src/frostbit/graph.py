@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from frostbit.errors import UsageError
 from frostbit.nn import BinaryLayer
 
+#: functions that are a layer without a module; their second argument is the weight
+LAYER_FUNCTIONS = {"linear", *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))}
+
 
 @dataclass
 class Call:
@@ -30,6 +33,7 @@ class Call:
         nth: the how-manieth call of this module it is, from 0.
         in_shape: shape of the first tensor argument, if a real pass was watched.
         out_shape: shape of the first tensor result, likewise.
+        weight_shape: shape of the matrix or kernel that a function of `LAYER_FUNCTIONS` was given, likewise.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Call:
     nth: int = 0
     in_shape: tuple[int, ...] | None = None
     out_shape: tuple[int, ...] | None = None
+    weight_shape: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -110,10 +115,10 @@ def _as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether calls inside ``module`` are its own affair: it has no children, or is a whole to convert."""
+    """Whether calls inside ``module`` are its own affair: it has no layers inside, or is a whole to convert."""
     return (
         isinstance(module, (BinaryLayer, nn.MultiheadAttention))
-        or next(module.children(), None) is None
+        or all(name == "parametrizations" for name, _ in module.named_children())
         or (
             # a quantizer in the place of an activation is one call, whatever its quantizer is made of
             hasattr(module, "input_quantizer")
@@ -170,7 +175,10 @@ class _Watcher(TorchFunctionMode):
         finally:
             self.depth -= 1
         if any(True for _ in _tensors(result)):
-            self.record(getattr(func, "__name__", str(func)), None, inputs, in_shape, result)
+            name = getattr(func, "__name__", str(func))
+            self.record(name, None, inputs, in_shape, result)
+            if name in LAYER_FUNCTIONS:
+                self.graph.calls[-1].weight_shape = tuple((kwargs["weight"] if "weight" in kwargs else args[1]).shape)
         return result
 
 

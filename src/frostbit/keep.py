@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 from torch import nn
 
@@ -44,7 +45,7 @@ class FirstLast:
     `binarize_` asks `for_layers` for the rule of one network.
 
     Args:
-        also: a further rule.
+        also: a further rule ``(module, name) -> bool``.
     """
 
     def __init__(self, also: Rule = none) -> None:
@@ -55,9 +56,12 @@ class FirstLast:
         ends = {ordered[0][0], ordered[-1][0]} if ordered else set()
         return lambda module, name: name in ends or isinstance(module, nn.Embedding) or self.also(module, name)
 
-    def __call__(self, module: nn.Module, name: str) -> bool:
-        """Say what is known of one layer alone: only whether ``also`` keeps it."""
-        return self.also(module, name)
+    def __call__(self, module: nn.Module, name: str) -> NoReturn:
+        """Refuse: one layer alone does not say whether it is the first or the last."""
+        raise UsageError(
+            f"whether layer {name!r} is the first or the last is not known inside another rule: write that as "
+            "keep=frostbit.keep.FirstLast(also=rule)"
+        )
 
 
 first_last = FirstLast()

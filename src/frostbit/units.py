@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from frostbit.errors import UsageError
 from frostbit.graph import Call, Graph, trace, walk_back
@@ -19,12 +21,23 @@ _RECORD = "_frostbit_units"
 _PASSING_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample, nn.ZeroPad2d, nn.Unfold,
 )  # fmt: skip
 _PASSING_FUNCTIONS = {
-    "flatten", "reshape", "view", "permute", "transpose", "contiguous", "dropout", "max_pool2d", "avg_pool2d",
-    "adaptive_avg_pool2d", "unsqueeze", "squeeze", "to", "clone", "movedim", "expand",
+    "flatten", "unflatten", "reshape", "view", "permute", "transpose", "contiguous", "movedim", "expand", "unsqueeze",
+    "squeeze", "to", "clone", "chunk", "split", "tensor_split", "unbind", "narrow", "getitem", "__getitem__", "roll",
+    "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate", "dropout", "mean", "amax",
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)),
 }  # fmt: skip
+#: functions whose output has the signs of all tensors that they are given
+_JOINING_FUNCTIONS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
+
+
+#: what may bring another dimension to the end without a change of rank
+_MOVING_FUNCTIONS = {"reshape", "view", "permute", "transpose", "movedim", "swapaxes", "swapdims", "t"}
+#: layers whose features are the last dimension; not their subclasses, which may move channels there and back
+_FEATURES_LAST = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, MultiheadAttention, nn.LSTM, nn.GRU)
 
 
 def passes_sign(call: Call) -> bool:
@@ -32,6 +45,18 @@ def passes_sign(call: Call) -> bool:
     if call.module is None:
         return call.name in _PASSING_FUNCTIONS
     return isinstance(call.module, _PASSING_MODULES)
+
+
+def ends_of_sign(graph: Graph, index: int) -> Iterator[int]:
+    """Yield the calls that decide the signs in the result of call ``index``, each operand of a join included."""
+    call = graph.calls[index]
+    if call.module is None and call.name in _JOINING_FUNCTIONS:
+        for source in call.inputs:
+            yield from ends_of_sign(graph, source)
+    elif passes_sign(call) and call.inputs:
+        yield from ends_of_sign(graph, call.inputs[0])
+    else:
+        yield index
 
 
 @dataclass
@@ -65,8 +90,20 @@ class Unit:
             yield quantizer
 
 
+def refuse_second_call(what: str, name: str) -> NoReturn:
+    """Raise: what is called twice in a forward pass has no one place in the order of units."""
+    raise UsageError(
+        f"{what} {name!r} is called more than once in a forward pass: a progression cannot freeze it; "
+        "give each call one of its own, or keep it real"
+    )
+
+
 def find_units(model: nn.Module, graph: Graph) -> list[Unit]:
-    """Group the binary layers of a converted model by the tensor that they read, in order of first execution."""
+    """Group the binary layers of a converted model by the tensor that they read, in order of first execution.
+
+    Raises:
+        UsageError: a layer or an activation is called twice.
+    """
     units: dict[tuple[str, int], Unit] = {}
 
     def unit_for(key: tuple[str, int], name: str, quantizer: Quantizer | None) -> Unit:
@@ -75,24 +112,27 @@ def find_units(model: nn.Module, graph: Graph) -> list[Unit]:
     for index, call in enumerate(graph.calls):
         module = call.module
         if isinstance(module, Binarizer):
+            if call.nth:
+                refuse_second_call("activation", call.name)
             unit = unit_for(("call", index), call.name, module.input_quantizer)
-            unit.feature_shape = _features(call.in_shape, unit)
-        elif isinstance(module, BinaryLayer) and call.nth == 0 and _has_quantizer(module):
+            unit.feature_shape = _written_features(graph, call)
+        elif isinstance(module, BinaryLayer) and _has_quantizer(module):
+            if call.nth:
+                refuse_second_call("layer", call.name)
             source = call.inputs[0] if call.inputs else -1
             activation = walk_back(graph, source, passes_sign) if source >= 0 else -1
-            reads = call.in_shape if module.input_quantizer is not None else None
             if module.input_quantizer is None and isinstance(graph.calls[activation].module, Binarizer):
                 unit = units["call", activation]
                 if not unit.layers:
                     unit.name = call.name
-                    reads = graph.calls[activation].in_shape
+                if source == activation and not unit.layers:
+                    unit.feature_shape = _read_features(call.in_shape, module) or unit.feature_shape
             elif module.input_quantizer is not None:
                 unit = unit_for(("quantizer", id(module.input_quantizer)), call.name, module.input_quantizer)
+                unit.feature_shape = _read_features(call.in_shape, module)
             else:
                 unit = unit_for(("tensor", source), call.name, None)
             unit.layers.append(module)
-            if reads is not None:
-                unit.feature_shape = _features(reads, unit)
             if isinstance(module, MultiheadAttention):
                 _add_output_projection(units, module, call)
     return list(units.values())
@@ -110,22 +150,32 @@ def _add_output_projection(units: dict[tuple[str, int], Unit], attention: Multih
     units["inside", id(projection)] = unit
 
 
-def _features(shape: tuple[int, ...] | None, unit: Unit) -> tuple[int, ...] | None:
-    """Features of one sample: all but the batch for images and sequences of convolutions, else the last dimension."""
-    if shape is None:
+def _read_features(shape: tuple[int, ...] | None, layer: BinaryLayer) -> tuple[int, ...] | None:
+    """Features of one sample of what ``layer`` reads: channels and space of a convolution, else the last dimension."""
+    if shape is None or isinstance(layer, Embedding):
         return None
-    layer = unit.layers[0] if unit.layers else None
-    if layer is None:
-        return shape[1:] if len(shape) >= 4 else shape[-1:]
-    if isinstance(layer, Embedding):
-        return None
-    if isinstance(layer, MultiheadAttention):
-        return shape[-1:]
-    weight = layer.get_parameter("weight")
-    if weight.dim() > 2:
-        return shape[1:] if len(shape) == weight.dim() else shape
-    # where the last dimension is not the layer's input, the features are flattened on the way to it
-    return shape[-1:] if shape[-1] == weight.shape[1] else shape[1:]
+    return shape[len(shape) - (layer.weight.dim() - 1) :] if isinstance(layer, _ConvNd) else shape[-1:]
+
+
+def _written_features(graph: Graph, call: Call) -> tuple[int, ...] | None:
+    """Features of one sample of what ``call`` reads, as the layer that wrote it lays them out."""
+    shape = call.in_shape
+    return None if shape is None else shape[len(shape) - _feature_dims(graph, call, len(shape)) :]
+
+
+def _feature_dims(graph: Graph, call: Call, rank: int) -> int:
+    while call.inputs:
+        call = graph.calls[call.inputs[0]]
+        moved = call.module is None and call.name in _MOVING_FUNCTIONS
+        if moved or call.out_shape is None or len(call.out_shape) != rank:
+            break
+        if isinstance(call.module, _ConvNd):
+            return call.module.weight.dim() - 1  # channels and space; there may be no batch
+        if isinstance(call.module, (_NormBase, nn.GroupNorm)):
+            return rank - 1
+        if isinstance(call.module, nn.Linear) or type(call.module) in _FEATURES_LAST:
+            return 1
+    return rank - 1 if rank >= 4 else 1  # nobody says: images, else rows or tokens
 
 
 def units(model: nn.Module, example_input: Any = None) -> list[Unit]:

@@ -309,3 +309,21 @@ def test_lightnings_automatic_optimization() -> None:
     assert module.opt.param_groups[0]["lr"] == pytest.approx(1e-2 / 16)
     assert module.opt.param_groups[1]["gamma"] == pytest.approx((1e-2 + 1e-3) / 2)
     assert all(module.opt.state[p]["step"] == 4 for _, p in fb.binary_parameters(module.net))
+
+
+BAD_RULES = [
+    ({"binary": BOP2, "default": ADAM}, ADAM, "a case cannot be called 'default': give .* as default="),
+    ({"binary": Bop2ndOrder}, ADAM, r"case 'binary' needs \(optimizer class, keyword arguments\), found <class"),
+    ({"binary": (Bop2ndOrder, 1e-2)}, ADAM, "case 'binary' needs"),
+    ({"binary": ("bop", {})}, ADAM, "case 'binary' needs an optimizer class such as torch.optim.Adam, found str"),
+    ({"binary": BOP2}, (torch.optim.Adam, {"lrr": 1e-2}), "default=: Adam has no argument 'lrr': did you mean 'lr'"),
+    ({"binary": (Bop2ndOrder, {"treshold": 0})}, ADAM, "'binary': Bop2ndOrder has no argument 'treshold': did you"),
+    ({"binary": (torch.optim.SGD([torch.ones(1)]), {})}, ADAM, "is made already: give its class, SGD"),
+]
+
+
+@pytest.mark.parametrize(("cases", "default", "message"), BAD_RULES, ids=[message for *_, message in BAD_RULES])
+def test_a_rule_is_a_class_and_its_arguments(cases: Any, default: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        CaseOptimizer(network(), cases, default=default)
+    assert "\n" not in str(caught.value)

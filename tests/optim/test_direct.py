@@ -1,5 +1,6 @@
 """Direct weights: the parameter itself is ±1, from conversion through loading, copying and evaluating."""
 
+import contextlib
 import copy
 import pickle
 
@@ -112,3 +113,68 @@ def test_a_nan_is_no_sign() -> None:
     model[2].weight.grad = torch.ones(6, 6)
     with pytest.raises(ValueError, match="found nan"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("keep_vars", [False, True])
+def test_loading_by_assignment_leaves_the_checkpoint_as_it_was(keep_vars: bool) -> None:
+    model, source = rows(), rows()
+    direct(model)
+    state = source.state_dict(keep_vars=keep_vars)
+    before = copy.deepcopy(state)
+    model.load_state_dict(state, assign=True)
+    assert torch.equal(model[2].weight, hard(before["2.weight"]))
+    assert isinstance(model[2].weight, nn.Parameter)
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+def test_an_average_of_direct_weights_is_refused_where_it_is_evaluated() -> None:
+    model, x = rows(), torch.randn(5, 4)
+    direct(model)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    average.eval()
+    average(x)
+    model[2].weight.data.neg_()
+    average.update_parameters(model)
+    for context in (contextlib.nullcontext(), torch.no_grad(), torch.inference_mode(), fb.hardened(average)):
+        with context, pytest.raises(fb.UsageError, match=r"always -1 or \+1, found 0 in .*\(6, 6\): an average"):
+            average(x)
+    model.load_state_dict(average.module.state_dict())  # its signs
+    assert model.eval()(x).isfinite().all()
+
+
+def test_another_optimizer_is_seen_at_the_first_evaluation() -> None:
+    model, x = rows(), torch.randn(5, 4)
+    direct(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    model(x).sum().backward()
+    optimizer.step()
+    model.eval()
+    with pytest.raises(fb.UsageError, match="an optimizer that is no flip optimizer"):
+        model(x)
+
+
+def test_a_write_between_two_steps_is_seen_at_the_second() -> None:
+    model, x = rows(), torch.randn(5, 4)
+    direct(model)
+    optimizer = fb.optim.Bop([("2.weight", model[2].weight)], threshold=0.0, gamma=0.5)
+    for twin in (optimizer, pickle.loads(pickle.dumps(optimizer))):
+        weight = twin.param_groups[0]["params"][0]
+        weight.grad = torch.randn(6, 6)
+        twin.step()
+        twin.step()
+        with torch.no_grad():
+            weight.mul_(0.5)
+        with pytest.raises(ValueError, match=r"exactly -1 or \+1, found -?0.5 in '2.weight'"):
+            twin.step()
+        with torch.no_grad():
+            weight.mul_(2)
+        twin.step()
+    assert model(x).isfinite().all()
+
+
+def test_an_activation_is_never_direct() -> None:
+    with pytest.raises(fb.UsageError, match="'direct' is for weights"):
+        direct(rows(), input="direct")
+    with pytest.raises(fb.UsageError, match="'direct' is for weights"):
+        fb.nn.Binarizer("direct")

@@ -448,3 +448,39 @@ def test_what_cannot_be_is_one_sentence(attempt, message):
     with pytest.raises(ValueError, match=message) as caught:
         attempt()
     assert "\n" not in str(caught.value)
+
+
+def plain_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+FAILING = [
+    ({"lr": -1.0, "quantizer": create("parq")}, ValueError, "Invalid learning rate"),
+    ({"lr": 0.1, "quantizer": create("parq"), "params": [nn.Parameter(torch.ones(2))]}, ValueError, "no binary weight"),
+    ({"lr": 0.1, "quantizer": create("direct")}, ValueError, "direct"),
+    ({"lr": 0.1, "momentun": 0.9, "quantizer": create("parq")}, ValueError, "SGD has no argument 'momentun': did you"),
+    ({"lr": 0.1, "quantizer": "parq"}, ValueError, r"quantizer must be one of .*create\(name\), found 'parq'"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), FAILING, ids=[f[2] for f in FAILING])
+def test_a_failed_construction_leaves_the_model_as_it_was(options, kind, message):
+    model = plain_network()
+    before = [(type(module), [*module.__dict__], [*module._parameters.items()]) for module in model.modules()]
+    with pytest.raises(kind, match=message) as caught:
+        ProxConnect(model, torch.optim.SGD, **options)
+    assert "\n" not in str(caught.value)
+    after = [(type(module), [*module.__dict__], [*module._parameters.items()]) for module in model.modules()]
+    for (kind_before, names, parameters), (kind_after, new_names, new) in zip(before, after, strict=True):
+        assert kind_before is kind_after
+        assert names == new_names
+        assert [name for name, _ in parameters] == [name for name, _ in new]
+        assert all(p is q for (_, p), (_, q) in zip(parameters, new, strict=True))
+
+
+def test_what_is_no_optimizer_class_is_refused():
+    model = single("parq")
+    with pytest.raises(ValueError, match=r"ProxConnect needs an optimizer class .* made already: give its class, SGD"):
+        ProxConnect(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"needs an optimizer class such as torch.optim.Adam, found str"):
+        ProxConnect(model, "sgd")

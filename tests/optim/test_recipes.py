@@ -84,10 +84,27 @@ def test_schedules_of_recipes() -> None:
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx([1e-2] * 3 + [1e-3] * 3 + [1e-4] * 3)
-    settings = {"optimizer.threshold": 0, "optimizer.threshold_end": 1, "optimizer.hyper_shape": "exponential"}
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end", "shape", "said"),
+    [
+        ("threshold", 0, 1, "exponential", "optimizer.threshold cannot go from 0.0 to 1.0 as exponential"),
+        ("gamma", 0.5, -5, "linear", "from 0.5 to -5.0 as linear: it must be above 0 and at most 1"),
+        ("gamma", 0.5, 0, "staircase", "from 0.5 to 0.0 as staircase: it must be above 0"),
+        ("gamma", 0.5, 0, "cosine", None),
+    ],
+)
+def test_ends_that_a_curve_or_the_rule_cannot_have(
+    name: str, start: float, end: float, shape: str, said: str | None
+) -> None:
+    settings = {f"optimizer.{name}": start, f"optimizer.{name}_end": end, "optimizer.hyper_shape": shape}
     recipe = tiny("bop", **settings)
     optimizer = make_optimizer(recipe.optimizer, build(recipe, 0).net)
-    with pytest.raises(UsageError, match=r"optimizer.threshold cannot go from 0.0 to 1.0 as exponential"):
+    if said is None:
+        assert make_hyper_schedule(recipe.optimizer, optimizer, 9) is not None
+        return
+    with pytest.raises(UsageError, match=said):
         make_hyper_schedule(recipe.optimizer, optimizer, 9)
 
 

@@ -125,3 +125,42 @@ def test_wrong_names_and_ends() -> None:
             make(1.0, 2.0, 0)
     with pytest.raises(ValueError, match="at least one step"):
         staircase(1.0, 0.1, 0)
+
+
+def test_a_number_is_no_curve() -> None:
+    with pytest.raises(ValueError, match=r"gamma needs a curve such as linear\(start, end, steps\), found 0.1"):
+        HyperSchedule(Bop([weights()]), gamma=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "curves", "message"),
+    [
+        (Bop, {"gamma": lambda t: 0.5 - t}, "Bop needs gamma to be above 0 and at most 1, found -0.5"),
+        (Bop, {"threshold": lambda t: -t}, "Bop needs threshold to be at least 0 and finite, found -1"),
+        (
+            lambda params: Bop2ndOrder(params, bias_correction="paper"),
+            {"gamma": linear(0.1, 0.0, 1)},
+            "Bop2ndOrder needs gamma to be above 0 and at most 1, found 0.0",
+        ),
+    ],
+)
+def test_a_value_that_the_rule_cannot_have_is_refused_where_it_is_used(make, curves, message) -> None:
+    w = weights()
+    opt = make([w])
+    schedule = HyperSchedule(opt, **curves)
+    w.grad = torch.ones(4)
+    opt.step()
+    schedule.step()  # the last value of a run is never used
+    with pytest.raises(ValueError, match=message):
+        opt.step()
+
+
+def test_learning_rates_may_warm_up_from_nothing() -> None:
+    w = weights()
+    opt = CEMA([w], lr=0.5)
+    rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: float(t))
+    w.grad = torch.ones(4)
+    for _ in range(2):
+        opt.step()
+        rate.step()
+    assert opt.state[w]["z"].max() > 0

@@ -32,7 +32,7 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
     ) -> None:
         """Set the binary side of the projections; ``out_proj`` is set only where it is not binary yet."""
         super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
-        self.projection_quantizers = nn.ModuleDict()
+        self.projection_quantizers = nn.ModuleDict().train(self.training)
         if not self._qkv_same_embed_dim and self.weight_quantizer is not None:
             for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 self.projection_quantizers[name] = copy.deepcopy(self.weight_quantizer)

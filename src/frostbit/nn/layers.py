@@ -18,6 +18,14 @@ from frostbit.registry import check_choice
 WeightScale = Literal["mean_abs"] | None
 
 
+def _for_activations(spec: Spec) -> Quantizer | None:
+    # An instance is taken as it is, so that layers reading one tensor can share its quantizer.
+    quantizer = spec if isinstance(spec, Quantizer) else resolve(spec)
+    if quantizer is not None and quantizer.direct:
+        raise UsageError("'direct' is for weights, which a flip optimizer moves: an input needs 'ste_identity', say")
+    return quantizer
+
+
 class BinaryLayer(nn.Module):
     """What every binary layer has beside its torch base class, whose constructor arguments it takes unchanged.
 
@@ -84,9 +92,11 @@ class BinaryLayer(nn.Module):
             raise UsageError(f"pad_value must be 0, 1 or -1, found {pad_value}")
         if latent_clip is not None and not latent_clip > 0:
             raise UsageError(f"latent_clip must be positive, found {latent_clip}")
-        # An instance is taken as it is, so that layers reading one tensor can share its quantizer.
         self.weight_quantizer = resolve(weight_quantizer)
-        self.input_quantizer = input_quantizer if isinstance(input_quantizer, Quantizer) else resolve(input_quantizer)
+        self.input_quantizer = _for_activations(input_quantizer)
+        for quantizer in (self.weight_quantizer, self.input_quantizer):
+            if quantizer is not None:
+                quantizer.train(self.training)
         self.weight_scale = weight_scale
         self.pad_value = pad_value
         self.latent_clip = latent_clip
@@ -106,8 +116,12 @@ class BinaryLayer(nn.Module):
                 if quantizer.direct:
                     parameter.copy_(hard(parameter))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if local_metadata.get("assign_to_params_buffers"):  # the parameter is the caller's tensor now
+            for name, parameter, quantizer in list(self.latents()):
+                if quantizer.direct:
+                    setattr(self, name, nn.Parameter(hard(parameter), parameter.requires_grad))
         self.sign_direct_()
 
     def latents(self) -> Iterator[tuple[str, nn.Parameter, Quantizer]]:
@@ -269,7 +283,7 @@ class Binarizer(nn.Module):
 
     def __init__(self, input_quantizer: Spec = "ste_clip") -> None:
         super().__init__()
-        quantizer = input_quantizer if isinstance(input_quantizer, Quantizer) else resolve(input_quantizer)
+        quantizer = _for_activations(input_quantizer)
         if quantizer is None:
             raise UsageError("a Binarizer needs a quantizer, found None")
         self.input_quantizer: Quantizer = quantizer

@@ -6,14 +6,16 @@ cache-sized parts of one tensor after another on a CPU, over all tensors of a gr
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from frostbit.optim.checks import closest
 
 #: what the operations of a rule act on: one tensor, or a list of tensors
 Some = Any
@@ -74,8 +76,8 @@ class FlipOptimizer(Optimizer, ABC):
         defaults: hyper-parameters of groups that do not set their own.
 
     Raises:
-        ValueError: a hyper-parameter outside its range or misspelt; at the first step, a parameter with other
-            values than ±1.
+        ValueError: a hyper-parameter outside its range or misspelt; at the first step, and at one before which
+            somebody else has written the parameter, other values than ±1.
     """
 
     #: names of the float32 tensors kept for each parameter
@@ -84,6 +86,8 @@ class FlipOptimizer(Optimizer, ABC):
     ranges: ClassVar[dict[str, Range]] = {}
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        #: parameter → torch's count of the writes to it, when this optimizer had last written it
+        self._written: dict[Tensor, int] = {}
         super().__init__(params, {"lr": 0.0, **defaults})
 
     @abstractmethod
@@ -102,14 +106,18 @@ class FlipOptimizer(Optimizer, ABC):
         if param_group.get("weight_decay"):
             raise ValueError(f"{type(self).__name__} moves weights of size 1, which cannot decay, found weight_decay")
         for name in param_group:
-            close = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.7)
+            close = closest(name, self.defaults, cutoff=0.7)
             if name not in self.defaults and close:
-                raise ValueError(f"{type(self).__name__} has no hyper-parameter {name!r}: did you mean {close[0]!r}?")
-        for name, (words, fits) in self.ranges.items():
-            value = (self.defaults | param_group)[name]
-            if not isinstance(value, (int, float)) or not fits(value):
-                raise ValueError(f"{type(self).__name__} needs {name} to be {words}, found {value!r}")
+                raise ValueError(f"{type(self).__name__} has no hyper-parameter {name!r}: did you mean {close!r}?")
+        self._check_ranges(self.defaults | param_group, self.ranges)
         super().add_param_group(param_group)
+
+    def _check_ranges(self, group: Group, names: Iterable[str]) -> None:
+        for name in names:
+            words, fits = self.ranges[name]
+            value = group[name]
+            if not isinstance(value, Real) or not fits(float(value)):
+                raise ValueError(f"{type(self).__name__} needs {name} to be {words}, found {value!r}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -126,6 +134,8 @@ class FlipOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            # a schedule may have moved them; warming up from a learning rate of 0 is torch's own schedulers' right
+            self._check_ranges(group, self.ranges.keys() - {"lr"})
             elsewhere: dict[tuple[torch.device, int], list[tuple[dict[str, Any], list[Tensor]]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -143,6 +153,7 @@ class FlipOptimizer(Optimizer, ABC):
                 counts = self._update(FOREACH, *lists, group=group, step=step)
                 for (state, _), count in zip(rows, counts, strict=True):
                     state["flips"] = state["flips"] + count
+            self._written |= {p: _local(p)._version for p in group["params"] if p.grad is not None}
         return loss
 
     def _update(self, op: Ops, w: Some, g: Some, *moments: Some, group: Group, step: int) -> Any:
@@ -160,8 +171,9 @@ class FlipOptimizer(Optimizer, ABC):
 
     def _state_of(self, parameter: Tensor, group: Group) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
-        if not state:
+        if self._written.get(parameter) != _local(parameter)._version:  # somebody else has, since the last step
             self._check(parameter, group)
+        if not state:
             state["step"] = 0
             state["flips"] = 0
             for name in self.moments:
@@ -207,6 +219,11 @@ class FlipOptimizer(Optimizer, ABC):
             for sign in (w, -w):
                 decided += SINGLE.count(self.flips_where(SINGLE, sign, moments, group, state["step"]))
         return 1 - decided / max(1, tensors[0].numel())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look at the weights again after a copy, a pickle or a loaded state."""
+        super().__setstate__(state)
+        self._written = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was saved."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostbit.optim.base import FlipOptimizer
+from frostbit.optim.checks import check_maker, closest
 from frostbit.optim.pairing import binary_weights, check_pairing
 
 #: (module that owns the parameter, the parameter's full name, the parameter) -> whether the case claims it
@@ -43,12 +43,19 @@ class CaseOptimizer(Optimizer):
 
     Raises:
         ValueError: a parameter that no case claims, or two; a case that claims none; a flip optimizer on a latent
-            weight, or another one on a direct weight. The message names the parameter.
+            weight, or another one on a direct weight; a rule that is no (class, arguments), or an argument that the
+            class does not take. The message names the parameter or the case.
     """
 
     def __init__(self, model: nn.Module, cases: Mapping[str | Predicate, Rule], default: Rule | None = None) -> None:
-        claimed = _claims(model, cases, default is not None)
+        if "default" in cases:
+            raise ValueError("a case cannot be called 'default': give what all other parameters get as default=")
         rules: dict[str | Predicate, Rule] = {**({} if default is None else {"default": default}), **cases}
+        for case, rule in rules.items():
+            if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[1], Mapping)):
+                raise ValueError(f"{_say(case)} needs (optimizer class, keyword arguments), found {rule!r}")
+            check_maker(_say(case), *rule)
+        claimed = _claims(model, cases, default is not None)
         self.optimizers: dict[str | Predicate, Optimizer] = {}
         for case, (make, arguments) in rules.items():
             if claimed[case]:  # with every parameter claimed, nothing is left for the default
@@ -167,11 +174,13 @@ def _claims(
     for case in cases:
         if not claimed[case]:
             names = [name for rows in claimed.values() for name, _ in rows]
-            close = difflib.get_close_matches(case, [*names, "binary"], n=1) if isinstance(case, str) else []
-            tail = f", did you mean {close[0]!r}?" if close else ""
+            close = closest(case, [*names, "binary"]) if isinstance(case, str) else None
+            tail = f", did you mean {close!r}?" if close else ""
             raise ValueError(f"{_say(case)} claims no trainable parameter of {type(model).__name__}{tail}")
     return claimed
 
 
 def _say(case: str | Predicate) -> str:
+    if case == "default":
+        return "default="
     return f"case {case!r}" if isinstance(case, str) else f"the case {getattr(case, '__name__', case)!r}"

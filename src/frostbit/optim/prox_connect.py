@@ -7,9 +7,9 @@ and a quantizer by its attribute ``at_latent``.
 from __future__ import annotations
 
 import copy
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from frostbit.optim.checks import check_maker, nearest
 from frostbit.optim.pairing import check_pairing
 
 Place = Literal["quantized", "latent"]
@@ -82,7 +83,8 @@ class ProxConnect(Optimizer):
         inner: the optimizer inside.
 
     Raises:
-        ValueError: no binary weight to move, a direct weight, a switch or a layer name that does not exist.
+        ValueError: no binary weight to move, a direct weight, a switch or a layer name that does not exist, an
+            optimizer or a quantizer that is none. The model is then as it was.
 
     Source: Lu et al., ProxConnect++ (arXiv 2402.17710); PAPERS B.1.
     """
@@ -102,22 +104,25 @@ class ProxConnect(Optimizer):
         for switch, place in (("grad_at", grad_at), ("step_from", step_from)):
             if place not in ("quantized", "latent"):
                 raise ValueError(f"{switch} must be 'quantized' or 'latent', found {place!r}")
-        if quantizer is not None:
-            _parametrize(model, quantizer, keep)
-        elif keep:
+        check_maker("ProxConnect", optimizer, options)
+        if quantizer is None and keep:
             raise ValueError("keep= names plain layers that quantizer= would not touch, found no quantizer=")
         self.model = model
         self.grad_at, self.step_from = grad_at, step_from
-        self.inner = optimizer(model.parameters() if params is None else params, **options)
-        check_pairing(model, self.inner)
-        super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
-        self._link()
-        weights = list(self.weights())
-        if not weights:
-            raise ValueError(
-                f"ProxConnect found no binary weight among the parameters of {type(model).__name__}: "
-                "convert it with frostbit.binarize_, or give quantizer= for plain layers"
-            )
+        with ExitStack() as undo:
+            if quantizer is not None:
+                _parametrize(model, quantizer, keep, undo)
+            self.inner = optimizer(model.parameters() if params is None else params, **options)
+            check_pairing(model, self.inner)
+            super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
+            self._link()
+            weights = list(self.weights())
+            if not weights:
+                raise ValueError(
+                    f"ProxConnect found no binary weight among the parameters of {type(model).__name__}: "
+                    "convert it with frostbit.binarize_, or give quantizer= for plain layers"
+                )
+            undo.pop_all()
         for weight in weights:
             weight.quantizer.at_latent = grad_at == "latent"
 
@@ -226,7 +231,11 @@ def _scale_of(layer: Any, name: str, latent: nn.Parameter) -> Callable[[], Tenso
     return lambda: latent.detach().abs().mean(1, keepdim=True)  # a projection of attention: one filter a row
 
 
-def _parametrize(model: nn.Module, quantizer: nn.Module, keep: Sequence[str]) -> None:
+def _parametrize(model: nn.Module, quantizer: nn.Module, keep: Sequence[str], undo: ExitStack) -> None:
+    if not hasattr(quantizer, "at_latent"):
+        raise ValueError(f"quantizer must be one of frostbit.quantizers.create(name), found {quantizer!r}")
+    if getattr(quantizer, "direct", False):
+        raise ValueError("ProxConnect moves latent weights: a direct weight, always -1 or +1, has none")
     plain = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -234,9 +243,15 @@ def _parametrize(model: nn.Module, quantizer: nn.Module, keep: Sequence[str]) ->
             plain[name] = module
     for pattern in keep:
         if not fnmatch.filter(plain, pattern):
-            close = difflib.get_close_matches(pattern, plain, n=1)
-            tail = f": did you mean {close[0]!r}?" if close else f": known are {', '.join(plain) or 'none'}"
-            raise ValueError(f"keep names no plain layer {pattern!r}{tail}")
+            raise ValueError(f"keep names no plain layer {pattern!r}: {nearest(pattern, plain)}")
     for name, module in plain.items():
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keep):
+            undo.callback(_unparametrize, module, dict(module._parameters))
             parametrize.register_parametrization(module, "weight", copy.deepcopy(quantizer))
+
+
+def _unparametrize(module: nn.Module, parameters: dict[str, nn.Parameter | None]) -> None:
+    if parametrize.is_parametrized(module, "weight"):
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    module._parameters.clear()  # it comes back at the end, and optimizers go by the order
+    module._parameters.update(parameters)

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 from frostbit.optim.base import FRACTION, NOT_NEGATIVE, POSITIVE, FlipOptimizer, Group, Ops, Range, Some
+from frostbit.optim.checks import nearest
 
 BiasCorrection = Literal["none", "paper", "adam"]
 BIAS_CORRECTIONS = ("none", "paper", "adam")
@@ -88,9 +88,7 @@ class Bop2ndOrder(FlipOptimizer):
         """Add a group, as in torch, after a look at its hyper-parameters."""
         name = (self.defaults | param_group)["bias_correction"]
         if name not in BIAS_CORRECTIONS:
-            close = difflib.get_close_matches(str(name), BIAS_CORRECTIONS, n=1)
-            tail = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(BIAS_CORRECTIONS)}"
-            raise ValueError(f"unknown bias_correction {name!r}: {tail}")
+            raise ValueError(f"unknown bias_correction {name!r}: {nearest(str(name), BIAS_CORRECTIONS)}")
         super().add_param_group(param_group)
 
     def filter_(self, op: Ops, g: Some, moments: Sequence[Some], group: Group) -> None:

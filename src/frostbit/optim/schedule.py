@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from frostbit.optim.checks import nearest
 
 #: value of a hyper-parameter by the number of steps taken
 Curve = Callable[[int], float]
@@ -87,16 +88,17 @@ class HyperSchedule(LRScheduler):
             of steps taken to a value. It is set in every group that has the hyper-parameter.
 
     Raises:
-        ValueError: no group has that hyper-parameter.
+        ValueError: no group has that hyper-parameter, or something is no curve. Whether a value is one that the rule
+            can have is seen where it is used, at the flip optimizer's next step.
     """
 
     def __init__(self, optimizer: Optimizer, **curves: Curve) -> None:
         known = sorted({name for group in optimizer.param_groups for name in group} - {"params", "param_names"})
-        for name in curves:
+        for name, curve in curves.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                tail = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise ValueError(f"no parameter group has a hyper-parameter {name!r}: {tail}")
+                raise ValueError(f"no parameter group has a hyper-parameter {name!r}: {nearest(name, known)}")
+            if not callable(curve):
+                raise ValueError(f"{name} needs a curve such as linear(start, end, steps), found {curve!r}")
         self.curves = curves
         super().__init__(optimizer)  # sets the values of step 0
 

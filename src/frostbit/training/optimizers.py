@@ -146,6 +146,9 @@ def make_hyper_schedule(
             start = getattr(config, name)
             if end is None or start is None:
                 continue
+            words, fits = FLIP_RULES[config.name].ranges[name]
+            if not fits(end) and (end != 0 or shape == "staircase"):  # a 0 is reached behind the last step otherwise
+                raise ValueError(f"it must be {words}")
             if shape == "staircase":
                 stairs = max(2, config.stairs or 2)
                 factor = (end / start) ** (1 / (stairs - 1))
