@@ -4,6 +4,7 @@ from frostbit_runtime.check import check
 from frostbit_runtime.errors import FileError, InputError, ProgramError
 from frostbit_runtime.ops import OPS
 from frostbit_runtime.program import Input, Op, Program, Spec, Stored, Value
+from frostbit_runtime.reference import interpret
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Stored",
     "Value",
     "check",
+    "interpret",
 ]
