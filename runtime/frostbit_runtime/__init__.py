@@ -2,6 +2,7 @@
 
 from frostbit_runtime.check import check
 from frostbit_runtime.errors import FileError, InputError, ProgramError
+from frostbit_runtime.file import read, write
 from frostbit_runtime.ops import OPS
 from frostbit_runtime.program import Input, Op, Program, Spec, Stored, Value
 from frostbit_runtime.reference import interpret
@@ -20,4 +21,6 @@ __all__ = [
     "Value",
     "check",
     "interpret",
+    "read",
+    "write",
 ]
