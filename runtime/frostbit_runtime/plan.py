@@ -217,7 +217,7 @@ class _Graph:
         chain.output, chain.at, chain.tail = self.ops[index].output, index, tail
 
     def _take_thresholds(self, chain: _Chain, axis: int) -> bool:
-        pool = self._next(chain, "max_pool")
+        pool = self._next(chain, "max_pool") if axis == 1 else None  # else the pooling mixes channels
         if pool is not None:
             behind = _Chain(pool.output, 0, Tail())
             if self._next(behind, "threshold", axis) is None:

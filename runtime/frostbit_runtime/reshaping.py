@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import Value
-from frostbit_runtime.shapes import Attrs, Specs, Values, axes_of, axis_of, require
+from frostbit_runtime.shapes import Attrs, Specs, Values, axes_of, axis_of
 
 
 def mean(values: Values, attrs: Attrs, specs: Specs) -> Value:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from frostbit_runtime.errors import ProgramError
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import Shape, Spec, Value
 
 #: At batch 1 no program may need more values than this at once (1 GiB of float32).
@@ -16,12 +16,6 @@ MAX_DIMS = 8
 Values = Sequence[Value]
 Attrs = Mapping[str, Any]
 Specs = Mapping[str, Spec]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ProgramError` with the message unless the condition holds."""
-    if not condition:
-        raise ProgramError(message)
 
 
 def axis_of(axis: int, dims: int) -> int:

@@ -131,7 +131,9 @@ class Convolve:
                 return add_broadcast(sums, operands[1], result, "relu" in options)
             options["residual"] = operands[1].real()
         y = self.conv.run(x.words() if self.binary else x.real(), threads, **options)
-        return Held(result.kind, result.shape, "words" if result.kind == "sign" else "last", y)
+        if result.kind == "sign":
+            return Held(result.kind, result.shape, "words", y)
+        return Held(result.kind, result.shape, "last", _float(y) if result.kind == "real" else y)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,10 @@ class Dense:
                 return add_broadcast(sums, operands[1], result, "relu" in options)
             options["residual"] = _float(operands[1].plain()).reshape(-1, result.shape[-1])
         y = self.dense.run(rows, threads=threads, **options)
-        return Held(result.kind, result.shape, "rows" if result.kind == "sign" else "plain", y.reshape(*lead, -1))
+        y = y.reshape(*lead, -1)
+        if result.kind == "sign":
+            return Held(result.kind, result.shape, "rows", y)
+        return Held(result.kind, result.shape, "plain", _float(y) if result.kind == "real" else y)
 
     def _rows(self, x: Held, result: Value) -> tuple[Array, Shape]:
         """Return the operand as ``[M, features or words]`` and the leading sizes that ``M`` is the product of."""
