@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from frostbit_runtime.kernels import pools
-from frostbit_runtime.kernels.bits import pack_bool, pack_into, unpack, words
+from frostbit_runtime.kernels.bits import fold, pack_bool, unpack, words, write_lines
 from frostbit_runtime.kernels.blocks import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
-from frostbit_runtime.kernels.layer import Laid, Layer, inside, output, window_of
+from frostbit_runtime.kernels.layer import Laid, Layer, output, window_of
+from frostbit_runtime.kernels.simd import TARGET
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -43,11 +44,11 @@ class BinaryConv:
         window = window_of(weight, stride, padding, dilation)
         outputs, inputs = weight.shape[:2]
         self.channels, self.pad_value = inputs * groups, pad_value
-        depthwise = groups > 1 and inputs == 1 and outputs == groups
-        # Groups of a number of channels that is no multiple of 32 begin at words of their own.
-        self._regroup = groups > 1 and inputs % 32 != 0 and not depthwise
-        self._elements = groups * words(inputs) if self._regroup else words(self.channels)
         self._layer = _BinaryLayer(weight > 0, groups, window, pad_value)
+        # What begins at a word of its own: a pixel, or each of its groups where these are layers of their own.
+        self._unit = self.channels if self._layer.depthwise else inputs
+        self._regroup = self._unit % 32 != 0 and self._unit != self.channels
+        self._elements = self.channels // self._unit * words(self._unit)
 
     def run(
         self,
@@ -126,20 +127,20 @@ class BinaryConv:
                 f"input: expected float32 [N, *S, {self.channels}] or uint32 [N, *S, {words(self.channels)}] "
                 f"with {len(window.kernel)} dimensions of space, found {x.dtype} {x.shape}"
             )
-        laid = self._layer.lay(x.shape[:-1], self._elements)
-        if self._regroup:
-            signs = x >= 0 if x.dtype == np.float32 else unpack(x, self.channels) > 0
-            x = pack_bool(signs.reshape(*x.shape[:-1], self._layer.groups, -1)).reshape(*x.shape[:-1], -1)
+        layer = self._layer
+        laid = layer.lay(x.shape[:-1], self._elements)
+        if self._regroup and x.dtype == np.uint32:
+            signs = unpack(x, self.channels) > 0
+            x = pack_bool(signs.reshape(*x.shape[:-1], layer.groups, -1))
         x = np.ascontiguousarray(x)
-        if x.dtype == np.uint32 and not window.padded:
+        if x.dtype == np.uint32 and not layer.padded and not layer.pairs:
             return laid, x
-        buffer = np.empty(laid.plan.buffer, np.uint32)
-        if window.padded:
-            buffer[...] = self._layer.border
-        if x.dtype == np.float32:
-            pack_into(buffer.reshape(-1), x, laid.plan.lines, threads)
-        else:
-            inside(buffer, window)[...] = x
+        buffer = (np.zeros if layer.padded else np.empty)(laid.plan.buffer, np.uint32)
+        if layer.border is not None:
+            buffer[...] = layer.border
+        size = self._unit if x.dtype == np.float32 else words(self._unit)
+        x, lines = x.reshape(-1, size), laid.plan.lines
+        write_lines(buffer.reshape(-1), x, len(x) // len(lines), lines, layer.pairs > 0, threads)
         return laid, buffer
 
 
@@ -151,14 +152,22 @@ class _BinaryLayer(Layer):
         depthwise = groups > 1 and inputs == 1 and outputs == groups
         super().__init__(outputs, inputs, groups, window, 1 if depthwise else words(inputs))
         by_position = np.moveaxis(ones.reshape(outputs, inputs, -1), 1, 2)  # [O, positions, C/groups]
+        self._ones = by_position.sum(-1, dtype=np.int32)
+        self._zeros = pad_value == 0
+        bits = pack_bool(np.ones(groups if depthwise else inputs, bool))
         if depthwise:
             self.weights = pack_bool(by_position[:, :, 0].T).T.copy().view(np.int32)
         else:
-            self.weights = self.panels(pack_bool(by_position).reshape(outputs, -1))
-        self._ones = by_position.sum(-1, dtype=np.int32)
-        self._zeros = pad_value == 0
-        channels = pack_bool(np.ones(groups if depthwise else inputs, bool))
-        self.border = np.tile(channels, 1 if depthwise else groups) if pad_value == 1 else np.uint32(0)
+            taps = pack_bool(by_position)  # [O, positions, words]
+            paired = taps.shape[-1] // 2 * 2 if TARGET.carries else 0
+            if paired:
+                taps, bits = fold(taps), fold(bits)
+            numbers = np.arange(taps[0].size).reshape(taps.shape[1:])
+            self.pairs = numbers[:, :paired:2].size
+            self.order = np.concatenate([numbers[:, :paired:2].reshape(-1), numbers[:, paired:].reshape(-1)])
+            parts = [taps[:, :, :paired].reshape(outputs, -1), taps[:, :, paired:].reshape(outputs, -1)]
+            self.weights = self.panels(np.concatenate(parts, 1))
+        self.border = np.tile(bits, 1 if depthwise else groups) if pad_value == 1 else None
 
     def corrections(self, outside: Array) -> Array:
         """Return the sum if no bit differed; a border of zeros counts neither channels nor the bits found there."""

@@ -84,7 +84,7 @@ class RealConv:
             )
         laid = self._layer.lay(x.shape[:-1], self.channels)
         x = np.ascontiguousarray(x)
-        if window.padded or self._beyond:
+        if self._layer.padded or self._beyond:
             size = int(np.prod(laid.plan.buffer))
             buffer = np.zeros(size + self._beyond, np.float32)
             inside(buffer[:size].reshape(laid.plan.buffer), window)[...] = x

@@ -38,28 +38,32 @@ class Target:
     Attributes:
         name: of the vector instructions.
         lanes: 32-bit lanes of one register.
-        rows: output rows whose sums stay in registers together: rows × PANEL/lanes of them, the panel's vectors and
-            one broadcast must fit (7×2 of 32 registers; more rows spill).
+        rows: output rows whose counts stay in registers together, as many as fit beside weights and inputs.
+        real_rows: the same for float sums, of which one register each is enough (7×2 of 32; more spill).
         word_counts: whether one instruction counts the bits of 32-bit lanes; else bytes are counted, and added up
             every 31 words.
+        carries: whether any function of three bits is one instruction: words are then added in pairs before bits
+            are counted (see `blocks`).
     """
 
     name: str
     lanes: int
     rows: int
+    real_rows: int
     word_counts: bool
+    carries: bool
 
 
 def target_of(features: str) -> Target:
     """Return the target for LLVM's feature string (``"+avx2,-avx512f,..."``)."""
     has = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
     if {"avx512f", "avx512vpopcntdq"} <= has:
-        return Target("AVX-512 VPOPCNTDQ", 16, 7, True)
+        return Target("AVX-512 VPOPCNTDQ", 16, 4, 7, word_counts=True, carries=True)
     if {"avx512f", "avx512bw"} <= has:
-        return Target("AVX-512BW", 16, 7, False)
+        return Target("AVX-512BW", 16, 4, 7, word_counts=False, carries=True)
     if "avx2" in has:
-        return Target("AVX2", 8, 3, False)
-    return Target("128 bits", 4, 2, False)
+        return Target("AVX2", 8, 3, 3, word_counts=False, carries=False)
+    return Target("128 bits", 4, 2, 2, word_counts=False, carries=False)
 
 
 TARGET = target_of(cpu_target.target_context.codegen().magic_tuple()[2])
@@ -124,6 +128,14 @@ class Vectors:
         """Count the bits of every lane."""
         return self._call("ctpop", value)
 
+    def parity(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return the sum bits of a + b + c (`Target.carries` only)."""
+        return self._three(0b10010110, a, b, c)
+
+    def carry(self, a: ir.Value, b: ir.Value, parity: ir.Value) -> ir.Value:
+        """Return the carry bits of a + b + c, given their sum bits instead of c (`Target.carries` only)."""
+        return self._three(0b11010100, a, b, parity)
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return a*b + c, rounded once."""
         return self._call("fma", a, b, c)
@@ -140,6 +152,13 @@ class Vectors:
         place = cgutils.alloca_once(self.builder, initial.type)
         self.builder.store(initial, place)
         return place
+
+    def _three(self, table: int, *values: ir.Value) -> ir.Value:
+        """Look every bit up in a table of eight: bit 4a + 2b + c of ``table``."""
+        kind = values[0].type
+        signature = ir.FunctionType(kind, [kind, kind, kind, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.x86.avx512.pternlog.d.512")
+        return self.builder.call(function, [*values, ir.Constant(I32, table)])
 
     def _call(self, name: str, *values: ir.Value) -> ir.Value:
         kind = values[0].type

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.blocks import SIGNS, block
+from frostbit_runtime.kernels.blocks import SIGNS, sweep
 from frostbit_runtime.kernels.simd import LINE, TARGET, kernel
 
-ROWS = TARGET.rows
-_block = block(ROWS)
-_single = block(1)
-CHUNK = 36 * ROWS  # rows that reuse a panel while it is near; their inputs stay in the second-level cache
+GRAIN = TARGET.rows * TARGET.real_rows  # whole blocks of either kind
+CHUNK = 9 * GRAIN  # rows that reuse a panel while it is near; their inputs stay in the second-level cache
 
 
 @kernel
@@ -22,6 +20,7 @@ def walk(
     x: Any,
     rows: Any,
     taps: Any,
+    pairs: int,
     panels: Any,
     spans: Any,
     classes: Any,
@@ -60,17 +59,20 @@ def walk(
         stop = min(chunk + CHUNK, last_row)
         for panel in range(first_panel, last_panel):
             group, channel, width = spans[panel]
-            row = chunk
-            while row < stop:
-                place = 4 * (row * pitch + (panel if mode == SIGNS else channel))
-                arguments = (
+            place = 4 * (panel if mode == SIGNS else channel)
+            sweep(
+                (
                     kind,
+                    mode,
+                    chunk,
+                    stop,
                     origin + group,
-                    np.int64(rows.ctypes.data) + 8 * row,
+                    np.int64(rows.ctypes.data),
                     np.int64(taps.ctypes.data),
                     taps.size,
+                    pairs,
                     np.int64(panels.ctypes.data) + panel * panels.strides[0],
-                    np.int64(classes.ctypes.data) + 4 * row,
+                    np.int64(classes.ctypes.data),
                     np.int64(corrections.ctypes.data) + LINE * panel,
                     np.int64(bias.ctypes.data) + LINE * panel,
                     np.int64(scale.ctypes.data) + LINE * panel,
@@ -81,12 +83,6 @@ def walk(
                     target + place,
                     4 * pitch,
                     width,
-                    mode,
                     relu,
                 )
-                if stop - row >= ROWS:
-                    _block(arguments)
-                    row += ROWS
-                else:
-                    _single(arguments)
-                    row += 1
+            )
