@@ -118,6 +118,8 @@ class _Graph:
             return steps.Elementwise(op, self.tensors(op), dims)
         if op.kind in ("binary_conv_transpose", "conv_transpose"):
             return self._transposed(op)
+        if op.kind == "matmul":
+            return steps.matmul
         if op.kind == "max_pool":
             return steps.MaxPool(op.attrs)
         if op.kind == "avg_pool":

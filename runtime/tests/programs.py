@@ -159,7 +159,7 @@ CHOICES = [
     *["binary_conv_transpose", "conv", "dense", "max_pool", "relu", "flatten"] * 2,
     *["conv_transpose", "dense", "sub", "mul", "prelu", "clip", "gelu", "silu", "sigmoid", "tanh", "softmax"],
     *["layer_norm", "avg_pool", "mean", "reshape", "permute", "expand_dims", "squeeze", "concat", "slice", "pad"],
-    *["expand_like", "crop_like", "matmul"],
+    *["expand_like", "crop_like", "matmul", "matmul"],
 ]
 
 
@@ -218,7 +218,11 @@ def extend(b: Builder, rng: random.Random, kind: str, x: str, values: list[str])
         alike = [v for v in values if b.values[v].shape == shape and v != x] or [x]
         return b.try_op(kind, *rng.sample([x, rng.choice(alike if rng.random() < 0.8 else values)], 2))
     if kind == "matmul":
-        return b.try_op(kind, x, rng.choice(values))
+        dims = len(shape)
+        turned = b.try_op("permute", x, attrs={"axes": [*range(dims - 2), dims - 1, dims - 2]}) if dims > 2 else None
+        values += [] if turned is None else [turned]
+        alike = [v for v in values if b.values[v].shape[-2:-1] == shape[-1:]]
+        return b.try_op(kind, x, rng.choice(alike if rng.random() < 0.8 and alike else values))
     if kind == "concat":
         return b.try_op(kind, x, *rng.choices(values, k=rng.randint(0, 2)), attrs={"axis": axis})
     if kind in ("max_pool", "avg_pool"):
