@@ -15,7 +15,7 @@ from mutate import mutate
 from programs import all_values, binarynet, random_program, residual_net, token_net
 
 SECONDS = 20  # far above what any file takes, far below a hang
-CONSTANT = 48 * 2**20  # what parsing the largest header may take, whatever the file
+CONSTANT = 40 * 2**20  # what parsing the largest header may take, whatever the file
 
 
 @contextmanager
