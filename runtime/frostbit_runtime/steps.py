@@ -88,7 +88,7 @@ class Elementwise:
 
 
 def take_sign(operands: Sequence[Held], result: Value, threads: int) -> Held:
-    """Return the signs of a value, to be packed as its readers need them."""
+    """Return the signs of a value, to be packed by or for its readers."""
     return Held("sign", result.shape, source=operands[0])
 
 
@@ -131,7 +131,7 @@ class Convolve:
                 sums = replace(self, tail=self.tail.before_sum())(operands[:1], Value("real", shape), threads)
                 return add_broadcast(sums, operands[1], result, "relu" in options)
             options["residual"] = operands[1].real()
-        y = self.conv.run(x.words() if self.binary else x.real(), threads=threads, **options)
+        y = self.conv.run(x.signs() if self.binary else x.real(), threads=threads, **options)
         if result.kind == "sign":
             return Held(result.kind, result.shape, "words", y)
         return Held(result.kind, result.shape, "last", _float(y) if result.kind == "real" else y)
@@ -178,7 +178,7 @@ class Dense:
             # sizes mixed by the reshape: flatten first, then bring the columns into the weight's order
             columns = x.plain().reshape(-1, *self.image).swapaxes(1, 2).reshape(-1, math.prod(self.image))
             return kernels.pack_bool(columns > 0), columns.shape[:1]
-        full = x.rows() if self.binary else _float(x.plain())
+        full = x.signs(last=False) if self.binary else _float(x.plain())
         return full.reshape(-1, full.shape[-1]), x.shape[:-1]
 
 
