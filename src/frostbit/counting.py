@@ -152,5 +152,5 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
             if real:
                 rows[f"{path} (bias)"] = Row(f"{path} (bias)", kind, 32, real, 4 * real, 0)
         elif real or count:
-            rows[path] = Row(path, kind, 32, real, 4 * real, count)
+            rows[path] = Row(path or "(the model's own)", kind, 32, real, 4 * real, count)
     return Summary(list(rows.values()))
