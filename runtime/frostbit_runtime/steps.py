@@ -89,7 +89,8 @@ class Elementwise:
 
 def take_sign(operands: Sequence[Held], result: Value, threads: int) -> Held:
     """Return the signs of a value, to be packed by or for its readers."""
-    return Held("sign", result.shape, source=operands[0])
+    (x,) = operands
+    return x if x.kind == "sign" else Held("sign", result.shape, source=x)
 
 
 @dataclass(frozen=True)
