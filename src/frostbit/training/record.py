@@ -70,8 +70,9 @@ class Record:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.curve, self.steps, self.warnings = (list(state[name]) for name in ("curve", "steps", "warnings"))
-        self.flip_counts = {moment: dict(counts) for moment, counts in state["flip_counts"].items()}
+        self.curve, self.steps, self.warnings = (list(state.get(name, [])) for name in ("curve", "steps", "warnings"))
+        for moment, counts in state.get("flip_counts", {}).items():  # checkpoints older than this record have none
+            self.flip_counts[moment] = dict(counts)
         for name in ("since_evaluation", "since_row"):
             getattr(self, name).values = state[name]
 
