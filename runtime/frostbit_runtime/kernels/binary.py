@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from frostbit_runtime.kernels import pools
-from frostbit_runtime.kernels.bits import fold, pack_bool, unpack, words, write_lines
+from frostbit_runtime.kernels.bits import formed, pack_bool, unpack, words, write_lines
 from frostbit_runtime.kernels.blocks import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.layer import Laid, Layer, output, window_of
-from frostbit_runtime.kernels.simd import TARGET
+from frostbit_runtime.kernels.simd import NIBBLES, PAIRS, PLAIN, TARGET
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -48,7 +48,7 @@ class BinaryConv:
         # What begins at a word of its own: a pixel, or each of its groups where these are layers of their own.
         self._unit = self.channels if self._layer.depthwise else inputs
         self._regroup = self._unit % 32 != 0 and self._unit != self.channels
-        self._elements = self.channels // self._unit * words(self._unit)
+        self._elements = self.channels // self._unit * words(self._unit) * self._layer.factor
 
     def run(
         self,
@@ -133,14 +133,14 @@ class BinaryConv:
             signs = unpack(x, self.channels) > 0
             x = pack_bool(signs.reshape(*x.shape[:-1], layer.groups, -1))
         x = np.ascontiguousarray(x)
-        if x.dtype == np.uint32 and not layer.padded and not layer.pairs:
+        if x.dtype == np.uint32 and not layer.padded and layer.form == PLAIN:
             return laid, x
         buffer = (np.zeros if layer.padded else np.empty)(laid.plan.buffer, np.uint32)
         if layer.border is not None:
             buffer[...] = layer.border
         size = self._unit if x.dtype == np.float32 else words(self._unit)
         x, lines = x.reshape(-1, size), laid.plan.lines
-        write_lines(buffer.reshape(-1), x, len(x) // len(lines), lines, layer.pairs > 0, threads)
+        write_lines(buffer.reshape(-1), x, len(x) // len(lines), lines, layer.form, threads)
         return laid, buffer
 
 
@@ -150,18 +150,18 @@ class _BinaryLayer(Layer):
     def __init__(self, ones: Array, groups: int, window: Any, pad_value: int) -> None:
         outputs, inputs = ones.shape[:2]
         depthwise = groups > 1 and inputs == 1 and outputs == groups
-        super().__init__(outputs, inputs, groups, window, 1 if depthwise else words(inputs))
+        self.form = PLAIN if depthwise else TARGET.form
+        self.factor = 2 if self.form == NIBBLES else 1
+        super().__init__(outputs, inputs, groups, window, 1 if depthwise else words(inputs) * self.factor)
         by_position = np.moveaxis(ones.reshape(outputs, inputs, -1), 1, 2)  # [O, positions, C/groups]
         self._ones = by_position.sum(-1, dtype=np.int32)
         self._zeros = pad_value == 0
-        bits = pack_bool(np.ones(groups if depthwise else inputs, bool))
+        bits = formed(pack_bool(np.ones(groups if depthwise else inputs, bool)), self.form)
         if depthwise:
             self.weights = pack_bool(by_position[:, :, 0].T).T.copy().view(np.int32)
         else:
-            taps = pack_bool(by_position)  # [O, positions, words]
-            paired = taps.shape[-1] // 2 * 2 if TARGET.carries else 0
-            if paired:
-                taps, bits = fold(taps), fold(bits)
+            taps = formed(pack_bool(by_position), self.form)  # [O, positions, words]
+            paired = taps.shape[-1] // 2 * 2 if self.form == PAIRS else 0
             numbers = np.arange(taps[0].size).reshape(taps.shape[1:])
             self.pairs = numbers[:, :paired:2].size
             self.order = np.concatenate([numbers[:, :paired:2].reshape(-1), numbers[:, paired:].reshape(-1)])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from frostbit_runtime.kernels.simd import F32, I1, I8, I16, I32, I64, LINE, PANEL, TARGET, Vectors
+from frostbit_runtime.kernels.simd import F32, I1, I8, I16, I32, I64, LINE, NIBBLES, PAIRS, PANEL, TARGET, Vectors
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -30,8 +30,8 @@ FIELDS = (
     "rows",  # int64 per row: bytes from x to the row's first element
     "taps",  # int32 per tap: bytes from a row's first element to its k-th
     "count",  # number of taps
-    "pairs",  # how many of them come first and lead to two words each, folded
-    "panel",  # weights, [count, 32] words or floats, pairs folded; depthwise binary: [count] words, a bit per channel
+    "pairs",  # how many of them come first and lead to two words each (PAIRS)
+    "panel",  # weights, [count, 32] words or floats; depthwise binary: [count] words, a bit per channel
     "classes",  # int32 per row: bytes to the row's line of corrections
     "corrections",  # int32 [32], the sum if no bit differed; zero padding makes it depend on the row
     "bias",  # float32 [32], these three
@@ -47,7 +47,7 @@ FIELDS = (
 )
 VECTORS = PANEL // TARGET.lanes
 REGISTER = 4 * TARGET.lanes
-BYTE_CHUNK = 31  # counts of at most 8 that fit in a byte together
+BYTE_CHUNK = 63 if TARGET.form == NIBBLES else 31  # counts of at most 4 or 8 that fit in a byte together
 Values = list[list[ir.Value]]  # one register per output row and vector of the panel
 
 
@@ -104,7 +104,7 @@ class _Sweep:
         """Count differing bits: pairs of words by their carries, single words as they are."""
         v, b, panel, pairs = self.v, self.b, self.a["panel"], self.a["pairs"]
         totals = self._variables(v.constant(I32, 0))
-        if TARGET.carries:
+        if TARGET.form == PAIRS:
             parities = self._variables(v.constant(I32, 0))
 
             def carries(k: ir.Value) -> Iterator[ir.Value]:
@@ -144,7 +144,7 @@ class _Sweep:
                 for total, word in zip(self._flat(totals), words(loop.index), strict=True):
                     b.store(b.add(b.load(total), v.popcount(word)), total)
             return
-        zero = v.constant(I8, 0, REGISTER)
+        zero, count_bytes = v.constant(I8, 0, REGISTER), v.nibble_count if TARGET.form == NIBBLES else v.popcount
         counts = self._flat(self._variables(zero))
         with cgutils.for_range_slice(b, start, stop, v.index(BYTE_CHUNK)) as (chunk, _):
             end = v.offset(chunk, BYTE_CHUNK)
@@ -152,7 +152,7 @@ class _Sweep:
                 b.store(zero, count)
             with cgutils.for_range(b, b.select(b.icmp_signed("<", end, stop), end, stop), start=chunk) as loop:
                 for count, word in zip(counts, words(loop.index), strict=True):
-                    b.store(b.add(b.load(count), v.popcount(b.bitcast(word, zero.type))), count)
+                    b.store(b.add(b.load(count), count_bytes(b.bitcast(word, zero.type))), count)
             for total, count in zip(self._flat(totals), counts, strict=True):
                 b.store(b.add(b.load(total), self._sum_of_bytes(b.load(count))), total)
 
