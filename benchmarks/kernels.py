@@ -8,7 +8,7 @@ faster of torch's two layouts at least 18 times (256 to 256 channels at 14x14), 
 One operation is a multiplication or an addition, so a word of 32 products counts 64. The two sides take turns of a
 few calls each; on a machine that others use too, minima say more than medians, so both are given, and ratios are of
 minima. "of peak" is the share of the peak of XOR, popcount and addition, one each per register of words; the kernels
-exceed it where words are counted in pairs (`frostbit_runtime.kernels.blocks`), whose own peak is given too.
+exceed it where words are counted in pairs (`frostbit_runtime.kernels.products`), whose own peak is given too.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from frostbit_runtime import kernels
 from frostbit_runtime.kernels import TARGET
-from frostbit_runtime.kernels.blocks import VECTORS
-from frostbit_runtime.kernels.simd import F32, I8, I32, NIBBLES, PAIRS, Vectors
+from frostbit_runtime.kernels.block import VECTORS
+from frostbit_runtime.kernels.simd import F32, I8, I32, PAIRS, Vectors
 from harness import report, rounds_of
 from llvmlite import ir
 from numba import types

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from frostbit_runtime.kernels import pools
 from frostbit_runtime.kernels.bits import formed, pack_bool, unpack, words, write_lines
-from frostbit_runtime.kernels.blocks import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
+from frostbit_runtime.kernels.block import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.layer import Laid, Layer, output, window_of
 from frostbit_runtime.kernels.simd import NIBBLES, PAIRS, PLAIN, TARGET
 from numpy.typing import NDArray
@@ -42,8 +42,8 @@ class BinaryConv:
         if pad_value not in (0, 1, -1):
             raise ValueError(f"pad_value: expected 0, 1 or -1, found {pad_value}")
         window = window_of(weight, stride, padding, dilation)
-        outputs, inputs = weight.shape[:2]
-        self.channels, self.pad_value = inputs * groups, pad_value
+        inputs = weight.shape[1]
+        self.channels = inputs * groups
         self._layer = _BinaryLayer(weight > 0, groups, window, pad_value)
         # What begins at a word of its own: a pixel, or each of its groups where these are layers of their own.
         self._unit = self.channels if self._layer.depthwise else inputs
@@ -69,10 +69,12 @@ class BinaryConv:
         Args:
             x: uint32 [N, *S, ceil(C/32)] signs (see `bits`), or float32 [N, *S, C], which is packed first.
             out: where to write, or a new array.
-            scale, shift: float32 [O]: the result is sums * scale + shift, two roundings.
+            scale: float32 [O]: the result is sums * scale, one rounding for each step, here and below.
+            shift: float32 [O], added next.
             residual: float32 [N, *S_out, O], added next.
-            at, flip: int32 [O], bool [O]: the result is the signs (sums >= at) != flip.
-            relu: whether values not above 0 become 0.
+            relu: whether values not above 0 then become 0.
+            at: int32 [O]: the result is instead the signs (sums >= at) != flip.
+            flip: bool [O].
             pool: kernel, stride, padding, dilation of a maximum over the sums, before all of that.
             threads: number of threads; results do not depend on it.
 

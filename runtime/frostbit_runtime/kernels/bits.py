@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TARGET, Vectors, kernel
+from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TARGET, Vectors, emitted, kernel
 from frostbit_runtime.kernels.threads import split
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -27,7 +26,7 @@ def _signs_of_32(v: Vectors, address: ir.Value) -> ir.Value:
     return v.bits([v.builder.fcmp_ordered(">=", part, v.constant(F32, 0.0)) for part in floats])
 
 
-@intrinsic
+@emitted
 def _pack_word(typing_context: Any, address: Any) -> Any:
     """Return the word of signs of the 32 floats at ``address``."""
 
@@ -37,7 +36,7 @@ def _pack_word(typing_context: Any, address: Any) -> Any:
     return types.uint32(types.int64), generate
 
 
-@intrinsic
+@emitted
 def _pack_pairs(typing_context: Any, source: Any, target: Any, count: Any, folded: Any) -> Any:
     """Write ``count`` pairs of words for 64 floats each; ``folded`` is all ones (PAIRS) or 0 (PLAIN)."""
 
@@ -116,7 +115,7 @@ def _unpack(x: Any, channels: int, out: Any) -> None:
 
 
 def formed(x: Array, form: int) -> Array:
-    """Return words [..., W] in a form: [..., W] or [..., 2 W] (see `blocks`)."""
+    """Return words [..., W] in a form: [..., W] or [..., 2 W] (see `products`)."""
     out = np.empty((*x.shape[:-1], x.shape[-1] * (2 if form == NIBBLES else 1)), np.uint32)
     _form_words(np.ascontiguousarray(x).reshape(-1), x.shape[-1], form, out.reshape(-1))
     return out

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
@@ -28,7 +28,7 @@ I1, I8, I16, I32, I64, F32 = (
     ir.IntType(64),
     ir.FloatType(),
 )
-PLAIN, PAIRS, NIBBLES = range(3)  # forms of words, see `blocks`
+PLAIN, PAIRS, NIBBLES = range(3)  # forms of words, see `products`
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -43,7 +43,7 @@ class Target:
         real_rows: the same for float sums, of which one register each is enough (7×2 of 32; more spill).
         word_counts: whether one instruction counts the bits of 32-bit lanes; else counts gather in bytes, and are
             added up before they overflow.
-        form: in which words are best counted (see `blocks`): PAIRS where any function of three bits is one
+        form: in which words are best counted (see `products`): PAIRS where any function of three bits is one
             instruction, NIBBLES where a table of 16 bytes is the way to count, else PLAIN.
     """
 
@@ -75,13 +75,16 @@ _SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__)
 
 def kernel(function: Function) -> Function:
     """Compile ``function`` on first use, without the interpreter's lock, and cache it on disk for this machine."""
-    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    cache = getattr(dispatcher, "_cache", None)
-    key = getattr(cache, "_index_key", None)
-    if key is not None:
-        cache._index_key = lambda signature, codegen: (*key(signature, codegen), _SOURCES)
-    result: Function = dispatcher
-    return result
+    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    key = getattr(compiled._cache, "_index_key", None)
+    if key is not None:  # else this numba keeps its keys elsewhere, and the cache looks at one file only
+        compiled._cache._index_key = lambda signature, codegen: (*key(signature, codegen), _SOURCES)
+    return cast(Function, compiled)
+
+
+def emitted(function: Callable[..., Any]) -> Any:
+    """Make a function for kernels from one that returns its signature and what writes its code."""
+    return numba.extending.intrinsic(function)
 
 
 class Vectors:
