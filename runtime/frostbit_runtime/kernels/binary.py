@@ -142,7 +142,7 @@ class BinaryConv:
             buffer[...] = layer.border
         size = self._unit if x.dtype == np.float32 else words(self._unit)
         x, lines = x.reshape(-1, size), laid.plan.lines
-        write_lines(buffer.reshape(-1), x, len(x) // len(lines), lines, layer.form, threads)
+        write_lines(buffer.reshape(-1), x, len(x) // max(len(lines), 1), lines, layer.form, threads)
         return laid, buffer
 
 
@@ -208,10 +208,16 @@ class BinaryDense:
 
 def dense(conv: Any, x: Array, out: Array | None, residual: Array | None, options: dict[str, Any]) -> Array:
     """Run a one-dimensional convolution of size 1 along all leading dimensions of x."""
-    lead = x.shape[:-1]
-    rows = None if residual is None else residual.reshape(1, -1, residual.shape[-1])
-    y: Array = conv.run(x.reshape(1, -1, x.shape[-1]), residual=rows, **options)
-    return _into(out, y.reshape(*lead, y.shape[-1]))
+    if out is not None and (out.shape[:-1] != x.shape[:-1] or not out.flags.c_contiguous):
+        raise ValueError(f"out: expected C-contiguous {(*x.shape[:-1], '*')}, found {out.shape}")
+
+    space = (1, -1) if x.size else (0, 1)
+
+    def rows(values: Array | None) -> Array | None:
+        return None if values is None else values.reshape(*space, values.shape[-1])
+
+    y: Array = conv.run(rows(x), rows(out), residual=rows(residual), **options)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _into(out: Array | None, y: Array) -> Array:

@@ -94,6 +94,15 @@ def test_dense_sums_equal_the_matrix_product(rows: int, inputs: int, outputs: in
     np.testing.assert_array_equal(dense.run(x, residual=residual), expected.astype(np.float32) + residual)
 
 
+def test_an_empty_batch_gives_an_empty_result() -> None:
+    x = np.zeros((0, 5, 5, 3), np.float32)
+    assert kernels.BinaryConv(WEIGHT).run(x).shape == (0, 3, 3, 4)
+    assert kernels.BinaryConv(WEIGHT).run(kernels.pack(x), at=np.zeros(4, np.int32), threads=2).shape == (0, 3, 3, 1)
+    assert kernels.BinaryDense(WEIGHT[:, :, 0, 0]).run(x[:, 0, 0]).shape == (0, 4)
+    assert kernels.RealConv(WEIGHT.astype(np.float32)).run(x).shape == (0, 3, 3, 4)
+    assert kernels.max_pool(x, (2, 2), (2, 2)).shape == (0, 2, 2, 3)
+
+
 def test_long_sums_are_exact() -> None:
     ones = np.ones((3, 20000), np.float32)
     weight = np.ones((5, 20000), np.int8)
@@ -111,6 +120,11 @@ def test_leading_dimensions_batch_64_and_a_given_output() -> None:
     dense = kernels.BinaryDense(weight[:, :, 0, 0])
     expected = np.where(case.input >= 0, 1, -1) @ weight[:, :, 0, 0].T
     np.testing.assert_array_equal(dense.run(case.input), expected)
+    out = np.empty(expected.shape, np.int32)
+    assert np.shares_memory(dense.run(case.input, out), out)
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="out: expected C-contiguous"):
+        dense.run(case.input, np.empty((*expected.shape[:-1], 80), np.int32)[..., ::2])
 
 
 def test_the_residual_may_be_the_output() -> None:
