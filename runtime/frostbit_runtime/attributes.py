@@ -41,6 +41,11 @@ def integers(low: int = -LARGEST) -> Attr:
     return Attr(what, lambda value: _is_list(value, lambda item: _is_int(item, low)))
 
 
+def numbers(each: Attr) -> Attr:
+    """A list whose every entry is what ``each`` accepts."""
+    return Attr(f"a list, each entry {each.what}", lambda value: _is_list(value, each.accepts))
+
+
 def choice(*values: Any) -> Attr:
     """One of the given values, of exactly its type."""
     pairs = [(type(value), value) for value in values]

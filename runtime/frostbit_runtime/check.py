@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from frostbit_runtime.attributes import POSITIVE, REAL, integer, numbers
 from frostbit_runtime.errors import ProgramError
 from frostbit_runtime.ops import OPS, OpType
 from frostbit_runtime.program import ENCODINGS, Input, Op, Program, Shape, Spec, Stored, Value, last_readers
 from frostbit_runtime.shapes import MAX_DIMS, MAX_VALUES, require
 
 INPUT_KINDS = {"float32": "real", "int64": "index"}
+_PREPROCESS = {"size": integer(1), "channels": integer(1), "mean": numbers(REAL), "std": numbers(POSITIVE)}
 _LONGEST_NAME = 500
+_PART = 2**16  # entries looked at in one go, so that checking costs no memory
 _MOST_NAMES = 500  # looked at for the nearest one
 
 
@@ -38,6 +41,7 @@ def check(program: Program) -> dict[str, Value]:
     Raises:
         ProgramError: the first fault, in one sentence.
     """
+    check_info(program.info)
     for name, tensor in program.tensors.items():
         check_stored(name, tensor)
     return check_graph(program.inputs, program.ops, program.outputs, program.tensors)
@@ -68,7 +72,8 @@ def check_graph(
         _check_input(item)
     for op in ops:
         _check_op(op, specs)
-    values = infer(inputs, ops, specs, [tuple(1 if n is None else n for n in item.shape) for item in inputs])
+    smallest = [tuple(1 if n is None else n for n in item.shape) for item in inputs]
+    values = infer(inputs, ops, specs, smallest, MAX_VALUES)
     for name in outputs:
         require(name in values, f"output {name[:80]!r} is never computed")
     used = {name for op in ops for name in op.tensors.values()}
@@ -79,7 +84,11 @@ def check_graph(
 
 
 def infer(
-    inputs: Sequence[Input], ops: Sequence[Op], specs: Mapping[str, Spec], shapes: Sequence[Shape]
+    inputs: Sequence[Input],
+    ops: Sequence[Op],
+    specs: Mapping[str, Spec],
+    shapes: Sequence[Shape],
+    limit: int = 2**48,
 ) -> dict[str, Value]:
     """Return kind and shape of each value for inputs of given shapes.
 
@@ -88,6 +97,7 @@ def infer(
         ops: operations whose attributes and roles were checked.
         specs: encoding and shape of each stored tensor.
         shapes: one full shape for each input.
+        limit: most entries that one value may have.
 
     Returns:
         ``{value: its kind and shape}`` in the order of computation.
@@ -98,10 +108,13 @@ def infer(
     values: dict[str, Value] = {}
     for item, shape in zip(inputs, shapes, strict=True):
         require(item.name not in values, f"value {item.name[:80]!r} is written twice")
+        require(math.prod(shape) <= limit, f"input {item.name[:80]!r} would hold more than {limit} values")
         values[item.name] = Value(INPUT_KINDS[item.dtype], shape)
     for op in ops:
         try:
             values[op.output] = _infer_op(op, OPS[op.kind], values, specs)
+            size = math.prod(values[op.output].shape)
+            require(size <= limit, f"the result would hold {size} values, at most {limit} are allowed")
         except ProgramError as error:
             raise ProgramError(f"operation {op.name[:80]!r} ({op.kind}): {error}") from None
     return values
@@ -136,6 +149,32 @@ def _check_peak(ops: Sequence[Op], outputs: Sequence[str], values: Mapping[str, 
         held -= sum(sizes[name] for name in set(op.inputs) if last.get(name) == index)
 
 
+def check_info(info: Mapping[str, Any]) -> None:
+    """Check what a program says about itself, as far as the runtime reads it.
+
+    Args:
+        info: ``labels`` is null or a list of printable strings; ``preprocess`` is null or has ``size`` and
+            ``channels`` (integers >= 1), ``mean`` and ``std`` (one number per channel, ``std`` > 0); the rest is free.
+
+    Raises:
+        ProgramError: the first fault.
+    """
+    require(isinstance(info, Mapping) and all(isinstance(key, str) for key in info), "info must be a table")
+    labels, preprocess = info.get("labels"), info.get("preprocess")
+    good = labels is None or (
+        isinstance(labels, list | tuple) and all(isinstance(label, str) and label.isprintable() for label in labels)
+    )
+    require(good, f"labels must be a list of printable strings or null, found {repr(labels)[:80]}")
+    if preprocess is None:
+        return
+    require(isinstance(preprocess, Mapping), f"preprocess must be a table or null, found {repr(preprocess)[:80]}")
+    for name, attr in _PREPROCESS.items():
+        found = preprocess.get(name)
+        require(attr.accepts(found), f"preprocess: {name!r} must be {attr.what}, found {repr(found)[:80]}")
+    lengths = {len(preprocess["mean"]), len(preprocess["std"])}
+    require(lengths == {preprocess["channels"]}, "preprocess: mean and std need one entry per channel")
+
+
 def _check_name(what: str, name: Any) -> None:
     good = isinstance(name, str) and 1 <= len(name) <= _LONGEST_NAME and name.isprintable()
     require(good, f"{what} must be named by 1 to {_LONGEST_NAME} printable characters, found {repr(name)[:80]}")
@@ -143,7 +182,7 @@ def _check_name(what: str, name: Any) -> None:
 
 def _check_sizes(what: str, shape: Any, optional: bool) -> None:
     good = isinstance(shape, tuple) and len(shape) <= MAX_DIMS
-    good = good and all((n is None and optional) or (type(n) is int and 1 <= n < 2**48) for n in shape)
+    good = good and all((n is None and optional) or (type(n) is int and 1 <= n < 2**31) for n in shape)
     words = "integers >= 1 or null" if optional else "integers >= 1"
     require(good, f"the shape of {what} must be at most {MAX_DIMS} {words}, found {repr(shape)[:80]}")
 
@@ -207,7 +246,9 @@ def check_stored(name: str, tensor: Stored) -> None:
         require(int(data[-1]) & ((1 << spare) - 1) == 0, f"{where} has bits set beyond its last entry")
     for array in (data, tensor.scale):
         if array is not None and array.dtype.kind == "f":
-            require(not np.isnan(array).any(), f"{where} holds NaN")
+            flat = array.reshape(-1)
+            parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+            require(not any(np.isnan(part).any() for part in parts), f"{where} holds NaN")
     expected = tensor.shape[:1] if tensor.encoding == "int8" else None
     scale = None if tensor.scale is None else tensor.scale.shape
     typed = tensor.scale is None or tensor.scale.dtype == np.float32

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from frostbit_runtime.errors import ProgramError
 from frostbit_runtime.program import Shape, Spec, Value
 
@@ -58,6 +56,12 @@ def _kernel(x: Value, weight: Spec, groups: int, out_first: bool) -> tuple[int, 
     return out, shape[2:]
 
 
+def _bounded(channels: int, sizes: Sequence[int], what: str) -> None:
+    """Refuse what an operation would hold for one sample beyond its operands, if it is too large to be meant."""
+    total = channels * math.prod(sizes)
+    require(total <= MAX_VALUES, f"{what} would hold {total} values, at most {MAX_VALUES} are allowed")
+
+
 def conv(kind: str) -> Any:
     """Return the shape function of a convolution with results of ``kind``."""
 
@@ -66,7 +70,7 @@ def conv(kind: str) -> Any:
         sizes = _spatial(x, attrs, "stride", "dilation", "padding")
         out, kernel = _kernel(x, specs["weight"], attrs["groups"], out_first=True)
         padded = [size + sum(pair) for size, pair in zip(sizes, attrs["padding"], strict=True)]
-        bounded((*x.shape[:2], *padded), "the padded input")
+        _bounded(x.shape[1], padded, "the padded input")
         spans = [d * (k - 1) + 1 for d, k in zip(attrs["dilation"], kernel, strict=True)]
         require(all(p >= s for p, s in zip(padded, spans, strict=True)), f"kernel {spans} exceeds input {padded}")
         result = [(p - s) // step + 1 for p, s, step in zip(padded, spans, attrs["stride"], strict=True)]
@@ -90,7 +94,7 @@ def conv_transpose(kind: str) -> Any:
             full.append((size - 1) * stride + dilation * (k - 1) + 1 + extra)
             result.append(full[-1] - 2 * attrs["padding"][index])
         require(min(result) >= 1, f"padding {list(attrs['padding'])} leaves nothing of {full}")
-        bounded((x.shape[0], out, *full), "the output before its padding is cut")
+        _bounded(out, full, "the output before its padding is cut")
         vector(specs, "bias", out)
         return Value(kind, (x.shape[0], out, *result))
 
@@ -149,10 +153,11 @@ def broadcast(values: Values, attrs: Attrs, specs: Specs) -> Value:
 
 
 def _broadcast(left: Shape, right: Shape) -> Shape:
-    try:
-        return np.broadcast_shapes(left, right)
-    except ValueError:
-        raise ProgramError(f"shapes {list(left)} and {list(right)} do not broadcast") from None
+    dims = max(len(left), len(right))
+    pairs = list(zip((1,) * (dims - len(left)) + left, (1,) * (dims - len(right)) + right, strict=True))
+    fits = all(a == b or 1 in (a, b) for a, b in pairs)
+    require(fits, f"shapes {list(left)} and {list(right)} do not broadcast")
+    return tuple(max(pair) for pair in pairs)
 
 
 def matmul(values: Values, attrs: Attrs, specs: Specs) -> Value:
@@ -188,7 +193,7 @@ def pool(kind: str | None) -> Any:
             require(pad == 0 or size >= dilation, f"dilation {dilation} exceeds input {size}")
             result.append(pooled_size(size, k, stride, pad, dilation, attrs["ceil_mode"]))
             require(result[-1] >= 1, f"kernel {k} exceeds input {size} with padding {pad}")
-        bounded((*x.shape[:2], *(pooled_span(attrs, i, n) for i, n in enumerate(result))), "the padded input")
+        _bounded(x.shape[1], [pooled_span(attrs, i, n) for i, n in enumerate(result)], "the padded input")
         return Value(kind or x.kind, (*x.shape[:2], *result))
 
     return shape
@@ -205,8 +210,3 @@ def pooled_span(attrs: Attrs, index: int, count: int) -> int:
     """Positions along one axis that ``count`` windows reach over, the padding included."""
     dilation = attrs["dilation"][index] if "dilation" in attrs else 1
     return int((count - 1) * attrs["stride"][index] + dilation * (attrs["kernel"][index] - 1) + 1)
-
-
-def bounded(shape: Shape, what: str) -> None:
-    """Refuse an array too large to be meant."""
-    require(math.prod(shape) <= MAX_VALUES, f"{what} would hold {math.prod(shape)} values, at most {MAX_VALUES}")

@@ -1,0 +1,150 @@
+"""Operations that look at one value, or one row, at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from frostbit_runtime.program import Array
+
+Inputs = Sequence[Array]
+Attrs = Mapping[str, Any]
+Tensors = Mapping[str, Array]
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def real(x: Array) -> Array:
+    """Return the values as float32; ±1 and sums are numbers like any other."""
+    return x if x.dtype == np.float32 else x.astype(np.float32)
+
+
+def along(vector: Array, axis: int, dims: int) -> Array:
+    """Return a vector shaped to broadcast along one axis."""
+    shape = [1] * dims
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def sign(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """+1 where x >= 0, so for −0.0 too; else −1."""
+    return np.where(inputs[0] >= 0, np.int8(1), np.int8(-1))
+
+
+def affine(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``x · scale + shift`` along an axis, each step rounded to float32."""
+    y = real(inputs[0])
+    if "scale" in tensors:
+        y = y * along(real(tensors["scale"]), attrs["axis"], y.ndim)
+    if "shift" in tensors:
+        y = y + along(real(tensors["shift"]), attrs["axis"], y.ndim)
+    return y
+
+
+def threshold(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """+1 where ``(x >= at) != flip`` along an axis, else −1."""
+    (x,), axis = inputs, attrs["axis"]
+    reached = x >= along(tensors["at"].astype(np.int32), axis, x.ndim)
+    return np.where(reached != along(tensors["flip"] > 0, axis, x.ndim), np.int8(1), np.int8(-1))
+
+
+def _two(inputs: Inputs, tensors: Tensors) -> tuple[Array, Array]:
+    return real(inputs[0]), real(inputs[1] if len(inputs) == 2 else tensors["other"])
+
+
+def add(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Sum of two values, or of one and ``other``."""
+    left, right = _two(inputs, tensors)
+    return np.asarray(left + right)
+
+
+def sub(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """First minus second, or minus ``other``."""
+    left, right = _two(inputs, tensors)
+    return np.asarray(left - right)
+
+
+def mul(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Product of two values, or of one and ``other``."""
+    left, right = _two(inputs, tensors)
+    return np.asarray(left * right)
+
+
+def relu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Return x where x > 0, else 0."""
+    x = real(inputs[0])
+    return np.where(x > 0, x, np.float32(0))
+
+
+def prelu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Return x where x >= 0, else ``x · slope`` along an axis."""
+    x = real(inputs[0])
+    return np.where(x >= 0, x, x * along(real(tensors["slope"]), attrs["axis"], x.ndim))
+
+
+def clip(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``min(max(x, min), max)``; a null bound does not bind."""
+    y = real(inputs[0])
+    if attrs["min"] is not None:
+        y = np.maximum(y, np.float32(attrs["min"]))
+    if attrs["max"] is not None:
+        y = np.minimum(y, np.float32(attrs["max"]))
+    return y
+
+
+# Everything transcendental is computed in float64 and rounded once.
+
+
+def gelu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``x · Φ(x)``, by the error function or its tanh approximation."""
+    x = inputs[0].astype(np.float64)
+    if attrs["approximate"] == "tanh":
+        cdf = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    else:
+        cdf = 0.5 * (1 + np.asarray(_erf(x / math.sqrt(2)), np.float64))
+    return np.asarray((x * cdf).astype(np.float32))
+
+
+def _logistic(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def silu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``x / (1 + exp(−x))``."""
+    x = inputs[0].astype(np.float64)
+    return np.asarray((x * _logistic(x)).astype(np.float32))
+
+
+def sigmoid(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``1 / (1 + exp(−x))``."""
+    return _logistic(inputs[0].astype(np.float64)).astype(np.float32)
+
+
+def tanh(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Hyperbolic tangent."""
+    return np.asarray(np.tanh(inputs[0].astype(np.float64)).astype(np.float32))
+
+
+def softmax(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``exp(x) / Σ exp(x)`` along an axis."""
+    x = inputs[0].astype(np.float64)
+    raised = np.exp(x - x.max(axis=attrs["axis"], keepdims=True))
+    return np.asarray((raised / raised.sum(axis=attrs["axis"], keepdims=True)).astype(np.float32))
+
+
+def layer_norm(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """``(x − mean) / √(variance + eps)`` over the last ``axes`` dimensions in float64; weight and bias in float32."""
+    x = inputs[0].astype(np.float64)
+    axes = tuple(range(-attrs["axes"], 0))
+    centred = x - x.mean(axis=axes, keepdims=True)
+    variance = (centred * centred).mean(axis=axes, keepdims=True)
+    y = (centred / np.sqrt(variance + attrs["eps"])).astype(np.float32)
+    if "weight" in tensors:
+        y = y * real(tensors["weight"])
+    if "bias" in tensors:
+        y = y + real(tensors["bias"])
+    return np.asarray(y)
