@@ -99,13 +99,18 @@ def clip(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
 
 
 def gelu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
-    """``x · Φ(x)``, by the error function or its tanh approximation."""
-    x = inputs[0].astype(np.float64)
+    """``x · Φ(x)``, by the error function or its tanh approximation.
+
+    The function itself is computed in float64, the rest in float32 as torch does: far below 0 the result must become
+    −0.0, whose sign is +1.
+    """
+    x = real(inputs[0])
+    wide = x.astype(np.float64)
     if attrs["approximate"] == "tanh":
-        cdf = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        bent = np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide))
     else:
-        cdf = 0.5 * (1 + np.asarray(_erf(x / math.sqrt(2)), np.float64))
-    return np.asarray((x * cdf).astype(np.float32))
+        bent = np.asarray(_erf(wide / math.sqrt(2)), np.float64)
+    return np.asarray(x * np.float32(0.5) * (np.float32(1) + bent.astype(np.float32)))
 
 
 def _logistic(x: Array) -> Array:

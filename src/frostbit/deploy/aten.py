@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frostbit.deploy.lower import POINTWISE, Lowering, Unsupported, handles
-from frostbit.deploy.values import Partial, Size, Value, is_binary, sizes_of
+from frostbit.deploy.values import Partial, Size, Value, is_binary
 
 aten = torch.ops.aten
 frostbit = torch.ops.frostbit
@@ -246,8 +246,10 @@ def _with_constant(low: Lowering, operation: str, x: Any, c: Any, exact: Any) ->
     """Return ``x`` add or mul a constant: an affine map for a number or one number per channel."""
     x = low.value(x)
     if isinstance(c, Partial):
-        if any(size != n and n != 1 for size, n in zip(c.shape, c.full.shape, strict=True)):
-            return low.emit(operation, [x, c])
+        # what is only repeated broadcasts by itself
+        shape = tuple(1 if n == 1 else size for n, size in zip(c.full.shape, c.shape, strict=True))
+        if shape != tuple(c.full.shape):
+            return low.emit(operation, [x, Partial(c.full, shape)])
         c = c.full
     c = c.double() if isinstance(c, Tensor) else torch.tensor(float(c), dtype=torch.float64)
     axis = _channel_axis(x, c)
@@ -406,13 +408,56 @@ def _attention(
         if not all(isinstance(size, int) for size in scores.shape[-2:]):
             raise Unsupported("a causal mask needs a fixed sequence length")
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     if mask is not None:
-        inputs, roles = ([scores], {"other": mask}) if isinstance(mask, Tensor) else ([scores, mask], {})
-        scores = low.emit("add", inputs, {}, roles, shape=scores.shape)
+        scores = _masked(low, scores, mask)
     weights = low.emit("softmax", [scores], {"axis": scores.rank - 1}, shape=scores.shape)
     return low.emit("matmul", [weights, v])
+
+
+def _masked(low: Lowering, scores: Value, mask: Any) -> Value:
+    """Return the scores with −inf added where a boolean mask is false, or with an additive mask added."""
+    if isinstance(mask, Value) and mask.kind == "index":
+        mask = _look_up(low, mask, float("-inf"), 0.0)
+    full = mask.full if isinstance(mask, Partial) else mask
+    if isinstance(full, Tensor) and full.dtype == torch.bool:
+        if bool(full.all()):
+            return scores
+        full = torch.zeros(full.shape).masked_fill(~full, float("-inf"))
+        mask = Partial(full, mask.shape) if isinstance(mask, Partial) else full
+    inputs, roles = ([scores], {"other": mask}) if isinstance(mask, Tensor) else ([scores, mask], {})
+    return low.emit("add", inputs, {}, roles, shape=scores.shape)
+
+
+def _look_up(low: Lowering, mask: Value, no: float, yes: float) -> Value:
+    """Return ``yes`` where a mask of zeros and ones is 1, else ``no``; the runtime refuses any other number."""
+    table = torch.tensor([[no], [yes]])
+    column = low.emit("embedding", [mask], {}, {"weight": table}, shape=(*mask.shape, 1))
+    return low.emit("squeeze", [column], {"axis": mask.rank}, shape=mask.shape)
+
+
+@handles(aten.index.Tensor)
+def _index(low: Lowering, x: Any, indices: Sequence[Any]) -> Value:
+    """Handle ``mask[all of the batch][..., all positions]``, as transformers spread a padding mask."""
+    value = low.value(x)
+    whole = len(indices) == value.rank == 2 and all(isinstance(i, Partial) for i in indices)
+    for axis, index in enumerate(indices if whole else ()):
+        counts = torch.equal(index.full.flatten(), torch.arange(index.full.numel()))
+        others = [size for size in index.shape if size != 1]
+        whole = whole and counts and others == [value.shape[axis]]
+    if not whole:
+        raise Unsupported("entries are picked one by one")
+    for axis in range(1, len(low.sizes(low.node.meta["val"])) - 1):
+        value = _unsqueeze(low, value, axis)
+    return value
+
+
+@handles(aten.bitwise_and.Tensor, aten.logical_and.default)
+def _and(low: Lowering, x: Any, y: Any) -> Any:
+    value, other = (x, y) if _is_value(x) else (y, x)
+    full = other.full if isinstance(other, Partial) else other
+    if not isinstance(full, Tensor) or not bool(full.all()):
+        raise Unsupported("two masks are combined at run time")
+    return value
 
 
 @handles(aten.masked_fill.Scalar)
@@ -484,13 +529,22 @@ def _mean(low: Lowering, x: Any, axes: Any, keepdim: bool = False, dtype: Any = 
     return low.emit("mean", [value], {"axes": axes, "keepdims": keepdim})
 
 
+@handles(aten.sum.dim_IntList)
+def _sum(low: Lowering, x: Any, axes: Any, keepdim: bool = False, dtype: Any = None) -> Value:
+    value = low.value(x)
+    count = _product([value.shape[axis] for axis in (axes or range(value.rank))])
+    if not isinstance(count, int):
+        raise Unsupported("it adds up a dimension of open size")
+    return low.affine(_mean(low, value, axes, keepdim), None, torch.tensor(float(count)), None)
+
+
 # --- moving values
 
 
 @handles(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
 @handles(aten.unflatten.int, aten.view_copy.default)
 def _view(low: Lowering, x: Any, *_: Any) -> Value:
-    return reshape(low, low.value(x), sizes_of(low.node.meta["val"]))
+    return reshape(low, low.value(x), low.sizes(low.node.meta["val"]))
 
 
 def reshape(low: Lowering, x: Value, shape: Sequence[Size]) -> Value:
@@ -556,7 +610,7 @@ def _squeeze(low: Lowering, x: Any, axes: Any = None) -> Value:
 
 @handles(aten.slice.Tensor)
 def _slice(low: Lowering, x: Any, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Any:
-    sizes = sizes_of(low.node.meta["val"])
+    sizes = low.sizes(low.node.meta["val"])
     if isinstance(x, (Tensor, Partial)):
         full = x if isinstance(x, Tensor) else x.full
         if start not in (None, 0) or step != 1:
@@ -600,7 +654,7 @@ def _split(low: Lowering, x: Any, _: Any, axis: int = 0) -> list[Value]:
     value, start, parts = low.value(x), 0, []
     axis %= value.rank
     for tensor in low.node.meta["val"]:
-        shape = sizes_of(tensor)
+        shape = low.sizes(tensor)
         if axis == 0 or not isinstance(shape[axis], int):
             raise Unsupported("it splits along a dimension of open size")
         attrs = {"axis": axis, "start": start, "stop": start + shape[axis], "step": 1}
@@ -617,7 +671,7 @@ def _unbind(low: Lowering, x: Any, axis: int = 0) -> list[Value]:
         shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
         attrs = {"axis": axis, "start": index, "stop": index + 1, "step": 1}
         part = low.emit("slice", [value], attrs, shape=shape)
-        parts.append(low.emit("squeeze", [part], {"axis": axis}, shape=sizes_of(tensor)))
+        parts.append(low.emit("squeeze", [part], {"axis": axis}, shape=low.sizes(tensor)))
     return parts
 
 
@@ -678,9 +732,9 @@ def _pad_with_copies(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
 
 @handles(aten.expand.default)
 def _expand(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
-    sizes = sizes_of(low.node.meta["val"])
+    sizes = low.sizes(low.node.meta["val"])
     if isinstance(x, Value):
-        if x.shape != sizes:
+        if x.shape != sizes and x.kind != "index":  # a mask broadcasts where it is added
             raise Unsupported(f"it repeats {list(x.shape)} to {list(sizes)}")
         return x
     full, shape = (x, tuple(x.shape)) if isinstance(x, Tensor) else (x.full, x.shape)
@@ -691,7 +745,7 @@ def _expand(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
 @handles(aten.full.default)
 def _full(low: Lowering, sizes: Sequence[Size], number: float, **_: Any) -> Partial:
     value = low.node.meta["val"]
-    return Partial(torch.full([1] * len(sizes), number, dtype=value.dtype), sizes_of(value))
+    return Partial(torch.full([1] * len(sizes), number, dtype=value.dtype), low.sizes(value))
 
 
 @handles(aten.full_like.default)
@@ -707,7 +761,7 @@ def _arange(low: Lowering, *args: Any, **_: Any) -> Partial:
     start = 0 if len(args) == 1 else args[0]
     if start != 0 or (len(args) == 3 and args[2] != 1):
         raise Unsupported("positions must count from 0 in steps of 1")
-    return Partial(torch.arange(_LONGEST), sizes_of(low.node.meta["val"]))
+    return Partial(torch.arange(_LONGEST), low.sizes(low.node.meta["val"]))
 
 
 @handles(aten.embedding.default)
@@ -717,7 +771,7 @@ def _embedding(low: Lowering, weight: Any, index: Any, *_: Any) -> Any:
         rows, full = len(weight), index.full
         if full.shape[-1] == _LONGEST:  # positions: no more than the table has
             full = full[..., :rows]
-        return Partial(F.embedding(full, weight), sizes_of(low.node.meta["val"]))
+        return Partial(F.embedding(full, weight), low.sizes(low.node.meta["val"]))
     return low.emit("embedding", [index], {}, {"weight": weight})
 
 
@@ -736,13 +790,18 @@ def _same(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
 
 @handles(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
 def _to(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
-    before, after = low.node.args[0].meta["val"].dtype, low.node.meta["val"].dtype
-    if before.is_floating_point != after.is_floating_point:
-        raise Unsupported(f"it turns {before} into {after}")
+    after = low.node.meta["val"].dtype
+    if isinstance(x, Value) and x.kind == "index" and after.is_floating_point:
+        return _look_up(low, x, 0.0, 1.0)
+    if isinstance(x, Value) and x.kind != "index" and not after.is_floating_point:
+        raise Unsupported(f"it makes {after} of real numbers")
     return x
 
 
 POINTWISE |= {
+    aten.ge.Scalar,
+    aten.bitwise_and.Tensor,
+    aten.logical_and.default,
     aten.add.Tensor,
     aten.sub.Tensor,
     aten.mul.Tensor,

@@ -123,6 +123,11 @@ def _lower(network: nn.Module, arguments: Arguments, sequences: bool) -> Lowered
             wanted = zip(signature.output_specs, node.args[0], strict=True)
             results = [env.get(arg) for spec, arg in wanted if spec.kind == OutputKind.USER_OUTPUT]
             lowering.graph.outputs = [_result(lowering, x) for x in results if isinstance(x, Value)]
+    if inputs and inputs[0][1] and inputs[0][1][0] is not None:
+        raise UsageError(
+            f"{type(network).__name__} fixes its batch to {inputs[0][1][0]} in forward, so it cannot be packed: take sizes "
+            "from x.shape (len(x) and int(...) make numbers of them)"
+        )
     if not lowering.graph.outputs:
         raise UsageError(f"{type(network).__name__} returns nothing that depends on its input")
     return Lowered(passes.run(lowering.graph), inputs)

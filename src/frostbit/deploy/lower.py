@@ -58,13 +58,21 @@ class Lowering:
         self.node: fx.Node
         self._signs: dict[str, Value] = {}
         self._names: dict[str, int] = {}
+        self._batch: dict[Size, Size] = {}
 
     def input(self, name: str, tensor: Tensor) -> Value:
-        """Return the value of a new input."""
+        """Return the value of a new input; open first sizes are one and the same batch for all inputs."""
+        sizes = sizes_of(tensor)
+        if sizes and not isinstance(sizes[0], int):
+            self._batch[sizes[0]] = next(iter(self._batch), sizes[0])
         kind: Kind = "real" if tensor.is_floating_point() else "index"
-        value = Value(self._name(name), kind, sizes_of(tensor))
+        value = Value(self._name(name), kind, self.sizes(tensor))
         self.graph.values[value.name] = value
         return value
+
+    def sizes(self, tensor: Any) -> tuple[Size, ...]:
+        """Return the shape of a (fake) tensor."""
+        return tuple(n if isinstance(n, int) else n.subs(self._batch) for n in sizes_of(tensor))
 
     def emit(
         self,
@@ -97,7 +105,7 @@ class Lowering:
         if operation in KEEPS_KIND:
             kind, bound = values[0].kind, max(v.bound for v in values)
         name = self._name(self.node.name)
-        sizes = sizes_of(self.node.meta["val"]) if shape is None else tuple(shape)
+        sizes = self.sizes(self.node.meta["val"]) if shape is None else tuple(shape)
         value = Value(name, kind or RESULT_KIND.get(operation, "real"), sizes, bound)
         stored = {role: t.detach() for role, t in (tensors or {}).items() if t is not None}
         path = module_path(self.node)
@@ -191,7 +199,7 @@ class Lowering:
             open_sizes = any(hasattr(leaf, "free_symbols") for leaf in leaves)
             if any(isinstance(leaf, Partial) for leaf in leaves) and run in POINTWISE and not open_sizes:
                 whole = pytree.tree_map_only(Partial, lambda partial: partial.full, (args, kwargs))
-                return Partial(run(*whole[0], **whole[1]), sizes_of(found))
+                return Partial(run(*whole[0], **whole[1]), self.sizes(found))
             if not open_sizes and not any(isinstance(leaf, Partial) for leaf in leaves):
                 return run(*args, **kwargs)
         handler = HANDLERS.get(run)

@@ -62,6 +62,7 @@ def binary_linear(x: Tensor, bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 @binary_linear.register_fake
 def _(x: Tensor, bits: Tensor, shape: Sequence[int]) -> Tensor:
+    torch._check(x.shape[-1] == shape[1])
     return x.new_empty([*x.shape[:-1], shape[0]])
 
 
@@ -116,6 +117,7 @@ def _(
     groups: int,
     pad_value: int,
 ) -> Tensor:
+    torch._check(x.shape[1] == shape[1] * groups)
     sizes = [
         (x.shape[2 + i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (shape[2 + i] - 1) - 1) // stride[i] + 1
         for i in range(len(stride))
@@ -152,6 +154,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
+    torch._check(x.shape[1] == shape[0])
     sizes = [
         (x.shape[2 + i] - 1) * stride[i]
         - 2 * padding[i]

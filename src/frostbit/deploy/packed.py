@@ -93,7 +93,7 @@ class PackedConv(PackedLayer):
         dims = len(self.stride)
         sides, none = self.sides, [0] * dims
         if self.mode != "constant":
-            x = F.pad(x, sides, self.mode)  # the sign of a copy is the copy of a sign
+            x = F.pad(ops.sign(x) if self.binary_input else x, sides, self.mode)
             sides = none * 2
         if self.binary_input:
             pairs = [sides[2 * (dims - 1 - i) + side] for i in range(dims) for side in (0, 1)]

@@ -20,7 +20,7 @@ def run(graph: Graph) -> Graph:
     """Rewrite a graph, as emitted operator by operator, in place; return it."""
     for step in (drop_dead, pool_sums, hoist_signs, merge_equal, make_thresholds, drop_dead):
         step(graph)
-    for step in (merge_affine, settle_affine, drop_dead):
+    for step in (merge_affine, settle_affine, drop_dead, name_values):
         step(graph)
     return graph
 
@@ -196,7 +196,7 @@ def settle_affine(graph: Graph) -> None:
             continue
         value = graph.values[node.inputs[0]]
         if not node.tensors and value.kind == "real":
-            same[node.output] = value.name
+            same[node.output] = same.get(value.name, value.name)
         elif node.attrs["axis"] is None and len(node.tensors) == 1:
             (role, number), = node.tensors.items()
             node.kind, node.attrs = ("mul" if role == "scale" else "add"), {}
@@ -208,3 +208,27 @@ def settle_affine(graph: Graph) -> None:
             node.tensors = {role: t.expand(channels).contiguous() for role, t in node.tensors.items()}
     graph.rename(same)
     graph.nodes = [node for node in graph.nodes if node.output not in same]
+
+
+def name_values(graph: Graph) -> None:
+    """Name each value by the module and the kind of operation that it comes from; inputs keep their names."""
+    computed = {node.output for node in graph.nodes}
+    taken = {name for name in graph.values if name not in computed}
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        base = name = f"{node.path}.{node.kind}" if node.path else node.kind
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{base}.{count}"
+        taken.add(name)
+        names[node.output] = name
+    for node in graph.nodes:
+        node.output = names[node.output]
+    graph.sites = [name if name in computed else None for name in graph.sites]
+    graph.rename(names)
+    graph.values = {
+        names.get(name, name): dataclasses.replace(value, name=names.get(name, name))
+        for name, value in graph.values.items()
+        if name in computed or name in taken
+    }

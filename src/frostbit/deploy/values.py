@@ -88,13 +88,14 @@ class Graph:
         nodes: the operations.
         values: everything computed, inputs included, by name.
         outputs: names of the results.
-        sites: for each place where torch takes the sign of activations, in order of execution, the value with it.
+        sites: for each place where torch takes the sign of activations, in order of execution, the value with it;
+            ``None`` where nobody reads it.
     """
 
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
-    sites: list[str] = field(default_factory=list)
+    sites: list[str | None] = field(default_factory=list)
 
     def readers(self) -> dict[str, int]:
         """Return how often each value is read, by nodes or as an output."""
@@ -108,17 +109,11 @@ class Graph:
         return {node.output: node for node in self.nodes}
 
     def rename(self, names: dict[str, str]) -> None:
-        """Let every reader of a key read its value instead; chains are followed."""
-
-        def now(name: str) -> str:
-            while name in names:
-                name = names[name]
-            return name
-
+        """Let every reader of a key read the value of that name instead."""
         for node in self.nodes:
-            node.inputs = [now(name) for name in node.inputs]
-        self.outputs = [now(name) for name in self.outputs]
-        self.sites = [now(name) for name in self.sites]
+            node.inputs = [names.get(name, name) for name in node.inputs]
+        self.outputs = [names.get(name, name) for name in self.outputs]
+        self.sites = [names.get(name or "", name) for name in self.sites]
 
 
 def is_binary(weight: Tensor) -> bool:
