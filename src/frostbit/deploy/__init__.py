@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from frostbit.deploy.convert import convert
+from frostbit.deploy.onnx import Exported, export_onnx
 from frostbit.deploy.parity import Parity
+from frostbit.deploy.qonnx import export_qonnx
 from frostbit.deploy.save import Saved, save
 
 
@@ -17,4 +19,4 @@ def load(path: str | Path) -> Any:
     return frostbit_runtime.load(path)
 
 
-__all__ = ["Parity", "Saved", "convert", "load", "save"]
+__all__ = ["Exported", "Parity", "Saved", "convert", "export_onnx", "export_qonnx", "load", "save"]

@@ -42,6 +42,11 @@ def convert(model: nn.Module) -> nn.Module:
         UsageError: a binary layer that cannot be packed, or a latent weight with NaN.
     """
     warn_if_soft(model)
+    return pack(model)
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Do what `convert` does, without a word about units that are not binary yet."""
     with torch.no_grad():
         result = copy.deepcopy(model).eval().requires_grad_(False)
         result.__dict__.pop("_frostbit_units", None)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from frostbit.deploy.export import Lowered
 from frostbit.deploy.values import is_binary
+from frostbit.errors import UsageError
 from frostbit.registry import check_choice
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ def to_program(
     Raises:
         UsageError: an unknown encoding.
     """
-    from frostbit_runtime import Input, Op, Program
-
+    try:
+        from frostbit_runtime import Input, Op, Program
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a packed file needs the package {error.name!r}: pip install ./runtime, in Frostbit's repository"
+        ) from None
     check_choice("encoding for rest", rest, ["float32", "float16"])
     weights = rest if real_weights is None else real_weights
     check_choice("encoding for real_weights", weights, ["float32", "float16", "int8"])
@@ -55,8 +60,8 @@ def to_program(
         for role, tensor in node.tensors.items():
             weight = role == "weight" and (node.kind in _WITH_WEIGHT or node.kind.startswith("binary"))
             found = _encode(tensor, role, weights if weight else rest, weight)
-            content = (found.encoding, found.shape, found.data.tobytes())
-            if content not in by_content:  # tied weights, and equal ones, are stored once
+            content = (found.encoding, found.shape, found.data.tobytes() if weight else id(found))
+            if content not in by_content:  # tied weights are stored once
                 name = unique = ".".join(filter(None, (node.path, role)))
                 while unique in stored:
                     unique = f"{name}.{len(stored)}"

@@ -109,8 +109,6 @@ def make_thresholds(graph: Graph) -> None:
             continue
         at, flip = table
         sign.inputs, sign.path = [sums.name], path
-        if bool((at == 0).all()) and not bool(flip.any()):
-            continue  # a sign of the sums themselves
         sign.kind, sign.attrs = "threshold", {"axis": axis}
         sign.tensors = {"at": at, "flip": torch.where(flip, 1.0, -1.0)}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from frostbit.deploy.convert import convert
+from frostbit.deploy.convert import convert, pack
 from frostbit.deploy.encode import RealWeights, Rest, to_program
 from frostbit.deploy.export import Lowered, lower
 from frostbit.deploy.parity import EXACT, LOSSY, Parity, compare
@@ -86,6 +86,21 @@ def program_of(
         "float_bytes": float_bytes(model),
     }
     return to_program(lowered, info, rest=rest, real_weights=real_weights), lowered
+
+
+def packed_bytes(
+    model: nn.Module, example_input: Any, *, rest: Rest = "float32", real_weights: RealWeights | None = None
+) -> dict[str, int]:
+    """Return how many bytes of the file that `save` would write belong to each module, by its path."""
+    program = to_program(lower(pack(model), example_input), rest=rest, real_weights=real_weights)
+    owners: dict[str, str] = {}
+    for op in program.ops:
+        for name in op.tensors.values():
+            owners.setdefault(name, op.name)
+    sizes = dict.fromkeys(owners.values(), 0)
+    for name, tensor in program.tensors.items():
+        sizes[owners[name]] += tensor.nbytes
+    return sizes
 
 
 def _installed(package: str) -> bool:
