@@ -1,0 +1,150 @@
+"""Vectors for the kernels: what the machine has, and the few operations on registers, written in LLVM's language.
+
+Numba's own loops leave the choice of instructions to LLVM's vectorizer, which does not keep a block of sums in
+registers. The kernels therefore write their innermost loops as vector code; LLVM still lowers every operation for
+the machine at hand (one popcount instruction with AVX-512 VPOPCNTDQ or NEON, byte shuffles elsewhere).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+
+PANEL = 32  # output channels that one block of sums spans: one word of sign bits
+LINE = 4 * PANEL  # bytes of one element per channel of a panel
+I1, I8, I16, I32, I64, F32 = (
+    ir.IntType(1),
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.FloatType(),
+)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the kernels need to know of the machine.
+
+    Attributes:
+        name: of the vector instructions.
+        lanes: 32-bit lanes of one register.
+        rows: output rows whose sums stay in registers together: rows × PANEL/lanes of them, the panel's vectors and
+            one broadcast must fit (7×2 of 32 registers; more rows spill).
+        word_counts: whether one instruction counts the bits of 32-bit lanes; else bytes are counted, and added up
+            every 31 words.
+    """
+
+    name: str
+    lanes: int
+    rows: int
+    word_counts: bool
+
+
+def target_of(features: str) -> Target:
+    """Return the target for LLVM's feature string (``"+avx2,-avx512f,..."``)."""
+    has = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    if {"avx512f", "avx512vpopcntdq"} <= has:
+        return Target("AVX-512 VPOPCNTDQ", 16, 7, True)
+    if {"avx512f", "avx512bw"} <= has:
+        return Target("AVX-512BW", 16, 7, False)
+    if "avx2" in has:
+        return Target("AVX2", 8, 3, False)
+    return Target("128 bits", 4, 2, False)
+
+
+TARGET = target_of(cpu_target.target_context.codegen().magic_tuple()[2])
+
+# Numba's disk cache looks at a kernel's own file only; the vector code that it calls lies in others.
+_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def kernel(function: Function) -> Function:
+    """Compile ``function`` on first use, without the interpreter's lock, and cache it on disk for this machine."""
+    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    cache = getattr(dispatcher, "_cache", None)
+    key = getattr(cache, "_index_key", None)
+    if key is not None:
+        cache._index_key = lambda signature, codegen: (*key(signature, codegen), _SOURCES)
+    result: Function = dispatcher
+    return result
+
+
+class Vectors:
+    """Operations on vectors of `TARGET`'s width while a kernel is being compiled.
+
+    Addresses are int64 values; loads and stores need no alignment beyond the element's.
+    """
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def index(self, value: int) -> ir.Constant:
+        """Return an int64 constant."""
+        return ir.Constant(I64, value)
+
+    def constant(self, element: ir.Type, value: float, lanes: int = TARGET.lanes) -> ir.Constant:
+        """Return a vector of one value."""
+        return ir.Constant(ir.VectorType(element, lanes), [value] * lanes)
+
+    def offset(self, address: ir.Value, count: ir.Value | int, size: int = 1) -> ir.Value:
+        """Return address + count * size."""
+        step = self.index(count * size) if isinstance(count, int) else self.builder.mul(count, self.index(size))
+        return self.builder.add(address, step)
+
+    def scalar(self, address: ir.Value, element: ir.Type) -> ir.Value:
+        """Load one element."""
+        return self.builder.load(self.builder.inttoptr(address, element.as_pointer()))
+
+    def load(self, address: ir.Value, element: ir.Type, lanes: int = TARGET.lanes) -> ir.Value:
+        """Load ``lanes`` elements."""
+        pointer = self.builder.inttoptr(address, ir.VectorType(element, lanes).as_pointer())
+        return self.builder.load(pointer, align=4)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Store a vector or a scalar."""
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=4)
+
+    def splat(self, scalar: ir.Value, lanes: int = TARGET.lanes) -> ir.Value:
+        """Return a vector with ``scalar`` in every lane."""
+        none = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(none, scalar, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+    def popcount(self, value: ir.Value) -> ir.Value:
+        """Count the bits of every lane."""
+        return self._call("ctpop", value)
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return a*b + c, rounded once."""
+        return self._call("fma", a, b, c)
+
+    def bits(self, masks: list[ir.Value]) -> ir.Value:
+        """Join vectors of booleans into one word, the first lane lowest."""
+        while len(masks) > 1:
+            both = ir.Constant(ir.VectorType(I32, 2 * masks[0].type.count), list(range(2 * masks[0].type.count)))
+            masks = [self.builder.shuffle_vector(a, b, both) for a, b in zip(masks[::2], masks[1::2], strict=True)]
+        return self.builder.bitcast(masks[0], ir.IntType(masks[0].type.count))
+
+    def variable(self, initial: ir.Value) -> ir.Value:
+        """Return a variable; LLVM turns it into a register."""
+        place = cgutils.alloca_once(self.builder, initial.type)
+        self.builder.store(initial, place)
+        return place
+
+    def _call(self, name: str, *values: ir.Value) -> ir.Value:
+        kind = values[0].type
+        letter = "f" if kind.element == F32 else "i"
+        width = 32 if kind.element == F32 else kind.element.width
+        signature = ir.FunctionType(kind, [kind] * len(values))
+        full = f"llvm.{name}.v{kind.count}{letter}{width}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, full), values)
