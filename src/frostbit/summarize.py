@@ -12,7 +12,6 @@ from torch import nn
 from frostbit.counting import layer_macs
 from frostbit.errors import UsageError
 from frostbit.graph import default_example, trace
-from frostbit.nn import BinaryLayer
 from frostbit.units import binary_parameters
 
 
@@ -119,7 +118,7 @@ def summary(
     if batch is None:
         return Summary(rows, "that needs example_input, one batch")
     try:
-        from frostbit.deploy.save import packed_bytes
+        from frostbit.deploy.file import packed_bytes
 
         packed = packed_bytes(model, batch, rest=rest, real_weights=real_weights)
     except UsageError as error:

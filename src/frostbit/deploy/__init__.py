@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from frostbit.deploy.convert import convert
+from frostbit.deploy.file import Saved, save
 from frostbit.deploy.onnx import Exported, export_onnx
 from frostbit.deploy.parity import Parity
 from frostbit.deploy.qonnx import export_qonnx
-from frostbit.deploy.save import Saved, save
 
 
 def load(path: str | Path) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from frostbit.deploy.export import Lowered
@@ -25,7 +24,11 @@ _LARGEST_HALF = 65504.0
 
 
 def to_program(
-    lowered: Lowered, info: Mapping[str, Any] | None = None, *, rest: Rest = "float32", real_weights: RealWeights | None = None
+    lowered: Lowered,
+    info: Mapping[str, Any] | None = None,
+    *,
+    rest: Rest = "float32",
+    real_weights: RealWeights | None = None,
 ) -> Program:
     """Return a lowered network as a program.
 

@@ -94,11 +94,23 @@ def export(network: nn.Module, arguments: Arguments, sequences: bool) -> Exporte
         warnings.simplefilter("ignore")  # torch's own, about its own code
         try:
             exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
-            known = torch.export.default_decompositions().items()
-            return exported.run_decompositions({target: how for target, how in known if target not in HANDLERS})
+            if not all(_plain_call(node) for node in exported.graph.nodes):  # it costs as much as the export itself
+                known = torch.export.default_decompositions().items()
+                exported = exported.run_decompositions({target: how for target, how in known if target not in HANDLERS})
+            return exported
         except Exception as error:
             line = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UsageError(f"torch cannot export {type(network).__name__}, so it cannot be packed ({line})") from error
+            raise UsageError(
+                f"torch cannot export {type(network).__name__}, so it cannot be packed ({line})"
+            ) from error
+
+
+def _plain_call(node: fx.Node) -> bool:
+    """Whether a node is as our table wants it: an operator that it has, and that changes nothing in place."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+        return True
+    target: Any = node.target
+    return target in HANDLERS and not (hasattr(target, "_schema") and target._schema.is_mutable)
 
 
 def _lower(network: nn.Module, arguments: Arguments, sequences: bool) -> Lowered:
@@ -125,8 +137,8 @@ def _lower(network: nn.Module, arguments: Arguments, sequences: bool) -> Lowered
             lowering.graph.outputs = [_result(lowering, x) for x in results if isinstance(x, Value)]
     if inputs and inputs[0][1] and inputs[0][1][0] is not None:
         raise UsageError(
-            f"{type(network).__name__} fixes its batch to {inputs[0][1][0]} in forward, so it cannot be packed: take sizes "
-            "from x.shape (len(x) and int(...) make numbers of them)"
+            f"{type(network).__name__} fixes its batch to {inputs[0][1][0]} in forward, so it cannot be packed: take "
+            "sizes from x.shape (len(x) and int(...) make numbers of them)"
         )
     if not lowering.graph.outputs:
         raise UsageError(f"{type(network).__name__} returns nothing that depends on its input")

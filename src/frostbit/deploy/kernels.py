@@ -67,11 +67,11 @@ def conv(
     from frostbit_runtime.kernels import BinaryConv
 
     pairs = (tuple(padding[:2]), tuple(padding[2:]))
-    geometry = (tuple(stride), pairs, tuple(dilation), groups, pad_value)
+    geometry: tuple[Any, ...] = (tuple(stride), pairs, tuple(dilation), groups, pad_value)
     kernel = _kept(bits, geometry, lambda: BinaryConv(unpack().numpy(), *geometry))
     images = x.detach().float().permute(0, 2, 3, 1).contiguous()
     sums = kernel.run(images.numpy(), threads=torch.get_num_threads())
-    return torch.from_numpy(sums).to(x.dtype).permute(0, 3, 1, 2)
+    return torch.from_numpy(sums).permute(0, 3, 1, 2).to(x.dtype, memory_format=torch.contiguous_format)
 
 
 def _usable(x: Tensor) -> bool:

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from frostbit.deploy.values import KEEPS_KIND, RESULT_KIND, Exact, Graph, Kind, Node, Partial, Size, Value
-from frostbit.deploy.values import size_of, sizes_of
+from frostbit.deploy.values import (
+    KEEPS_KIND,
+    RESULT_KIND,
+    Exact,
+    Graph,
+    Kind,
+    Node,
+    Partial,
+    Size,
+    Value,
+    size_of,
+    sizes_of,
+)
 from frostbit.errors import UsageError
 
-Handler = Callable[..., Any]
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 #: ATen operator → what it becomes; `frostbit.deploy.aten` fills it
-HANDLERS: dict[Any, Handler] = {}
+HANDLERS: dict[Any, Callable[..., Any]] = {}
 #: operators that give the same on a whole constant as on the part of it that is used
 POINTWISE: set[Any] = set()
 #: what to do instead, where there is something better to say than the general advice
 ADVICE = {
     "aten.log_softmax": "leave it out of the model: classes and probabilities follow from the logits",
     "aten._log_softmax": "leave it out of the model: classes and probabilities follow from the logits",
-    "aten._native_batch_norm_legit": "give the batch norm running statistics (track_running_stats=True)",
 }
 
 
@@ -41,8 +51,21 @@ def handles(*targets: Any) -> Callable[[Handler], Handler]:
     return add
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """What a handler raises: why this use of an operator cannot be expressed."""
+
+
+def constant(x: Any, what: str) -> Tensor:
+    """Return ``x`` if it is a constant; ``what`` is its name for the error."""
+    if not isinstance(x, Tensor):
+        raise UnsupportedError(f"its {what} is computed at run time, expected a constant")
+    return x
+
+
+def numbers(value: Any, count: int) -> list[int]:
+    """Return one number for each of ``count`` dimensions, as torch reads a number or a list of one."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * count if len(values) == 1 else values
 
 
 class Lowering:
@@ -73,6 +96,11 @@ class Lowering:
     def sizes(self, tensor: Any) -> tuple[Size, ...]:
         """Return the shape of a (fake) tensor."""
         return tuple(n if isinstance(n, int) else n.subs(self._batch) for n in sizes_of(tensor))
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """Shape of the ATen node's result."""
+        return self.sizes(self.node.meta["val"])
 
     def emit(
         self,
@@ -105,7 +133,7 @@ class Lowering:
         if operation in KEEPS_KIND:
             kind, bound = values[0].kind, max(v.bound for v in values)
         name = self._name(self.node.name)
-        sizes = self.sizes(self.node.meta["val"]) if shape is None else tuple(shape)
+        sizes = self.shape if shape is None else tuple(shape)
         value = Value(name, kind or RESULT_KIND.get(operation, "real"), sizes, bound)
         stored = {role: t.detach() for role, t in (tensors or {}).items() if t is not None}
         path = module_path(self.node)
@@ -147,7 +175,7 @@ class Lowering:
         if isinstance(x, Tensor):
             x = Partial(x, tuple(x.shape))
         if not isinstance(x, Partial):
-            raise Unsupported(f"it reads {x!r} where it needs a tensor")
+            raise UnsupportedError(f"it reads {x!r} where it needs a tensor")
         fixed = [size if isinstance(size, int) else n for n, size in zip(x.full.shape, x.shape, strict=True)]
         full = x.full.expand(fixed)
         full = full if full.is_floating_point() else full.to(torch.int32)
@@ -161,14 +189,14 @@ class Lowering:
             like = self._with_size(x.shape[axis])
             attrs = {"axis": axis, "reference_axis": like.shape.index(x.shape[axis])}
             return self.emit("crop_like", [like], attrs, {"value": full}, shape=x.shape, kind=kind)
-        raise Unsupported(f"it reads a constant of shape {list(x.full.shape)} as one of shape {list(x.shape)}")
+        raise UnsupportedError(f"it reads a constant of shape {list(x.full.shape)} as one of shape {list(x.shape)}")
 
     def _with_size(self, size: Size, first: bool = False) -> Value:
         """Return some value with a dimension of that size; ``first``: as its first dimension."""
         for value in self.graph.values.values():
             if size in (value.shape[:1] if first else value.shape):
                 return value
-        raise Unsupported(f"nothing before it has a dimension of size {size}")
+        raise UnsupportedError(f"nothing before it has a dimension of size {size}")
 
     def _name(self, name: str) -> str:
         count = self._names[name] = self._names.get(name, 0) + 1
@@ -190,11 +218,10 @@ class Lowering:
             return None
         if isinstance(found, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return size_of(found)
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
-        if node.target is operator.getitem:
-            return args[0][args[1]]
-        leaves = pytree.tree_leaves((args, kwargs))
+        args: Any = fx.map_arg(node.args, lambda n: env[n])
+        kwargs: Any = fx.map_arg(dict(node.kwargs), lambda n: env[n])
         run: Any = node.target
+        leaves = pytree.tree_leaves((args, kwargs))
         if not any(isinstance(leaf, Value) for leaf in leaves):
             open_sizes = any(hasattr(leaf, "free_symbols") for leaf in leaves)
             if any(isinstance(leaf, Partial) for leaf in leaves) and run in POINTWISE and not open_sizes:
@@ -207,8 +234,13 @@ class Lowering:
             raise unsupported(node)
         try:
             return handler(self, *args, **kwargs)
-        except Unsupported as why:
+        except UnsupportedError as why:
             raise unsupported(node, str(why)) from None
+
+
+@handles(operator.getitem)
+def _getitem(low: Lowering, parts: Sequence[Any], index: int) -> Any:
+    return parts[index]
 
 
 def module_path(node: fx.Node) -> str:

@@ -102,7 +102,9 @@ def binary_conv(
         pairs = [padding[i + side] for i in range(len(padding) - 2, -1, -2) for side in (0, 1)]
         signs, sides = F.pad(signs, pairs, value=float(pad_value)), [0] * len(sides)
     none = [0] * len(sides)
-    y: Tensor = torch.ops.aten.convolution(signs, weight(torch.float32), None, stride, sides, dilation, False, none, groups)
+    y: Tensor = torch.ops.aten.convolution(
+        signs, weight(torch.float32), None, stride, sides, dilation, False, none, groups
+    )
     return y.to(x.dtype)
 
 
@@ -156,11 +158,7 @@ def _(
 ) -> Tensor:
     torch._check(x.shape[1] == shape[0])
     sizes = [
-        (x.shape[2 + i] - 1) * stride[i]
-        - 2 * padding[i]
-        + dilation[i] * (shape[2 + i] - 1)
-        + output_padding[i]
-        + 1
+        (x.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (shape[2 + i] - 1) + output_padding[i] + 1
         for i in range(len(stride))
     ]
     return x.new_empty([x.shape[0], shape[1] * groups, *sizes])

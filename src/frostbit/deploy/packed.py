@@ -121,7 +121,8 @@ class PackedConvTranspose(PackedLayer):
             scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
         super().__init__(layer.weight, scale, layer.bias, layer.input_quantizer is not None)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
-        self.padding, self.output_padding = list(layer.padding), layer.output_padding
+        self.padding = [int(side) for side in layer.padding]  # torch takes no words here
+        self.output_padding = layer.output_padding
         self.kernel_size = list(layer.kernel_size)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -140,8 +141,8 @@ class PackedConvTranspose(PackedLayer):
             self.dilation,
         )
         if self.binary_input:
-            geometry = (self.stride, self.padding, list(extra), self.dilation, self.groups)
-            y = ops.binary_conv_transpose(x, self.bits, self.shape, *geometry)
+            sides = (self.stride, self.padding, list(extra), self.dilation, self.groups)
+            y = ops.binary_conv_transpose(x, self.bits, self.shape, *sides)
         else:
             weight = ops.unpack(self.bits, self.shape, x.dtype)
             geometry = (self.stride, self.padding, self.dilation, True, list(extra), self.groups)
@@ -168,6 +169,8 @@ class PackedEmbedding(PackedLayer):
 class PackedAttention(fnn.MultiheadAttention):
     """Multi-head attention with packed projections for query, key and value."""
 
+    projections: nn.ModuleList
+
     @classmethod
     def of(cls, attention: fnn.MultiheadAttention) -> fnn.MultiheadAttention:
         """Turn a binary attention module into this one, in place; its ``out_proj`` is a layer of its own."""
@@ -187,11 +190,13 @@ class PackedAttention(fnn.MultiheadAttention):
         return attention
 
     def _project(self, inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
-        if self.projections[0].binary_input:  # here, so that three projections of one tensor take its sign once
+        read: list[Tensor] = list(inputs)
+        first = self.projections[0]
+        assert isinstance(first, PackedLinear)
+        if first.binary_input:  # here, so that three projections of one tensor take its sign once
             same = inputs[0] is inputs[1] is inputs[2]
-            signs = [ops.sign(x) for x in inputs[: 1 if same else 3]]
-            return [p(x) for p, x in zip(self.projections, signs * (3 if same else 1), strict=True)]
-        return [projection(x) for projection, x in zip(self.projections, inputs, strict=True)]
+            read = [ops.sign(inputs[0])] * 3 if same else [ops.sign(x) for x in inputs]
+        return [projection(x) for projection, x in zip(self.projections, read, strict=True)]
 
 
 def linear(layer: BinaryLayer) -> PackedLinear:

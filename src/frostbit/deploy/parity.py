@@ -65,6 +65,12 @@ class Parity:
     flips: int
     error: float
 
+    def __str__(self) -> str:
+        text = f"{self.agreement:.1%} of {self.samples} samples agree with the hardened model"
+        if not self.signs:
+            return text
+        return f"{text}, {self.flips} of {self.signs:,} signs differ, each at a sum of 0 but for rounding"
+
 
 def compare(
     model: nn.Module,

@@ -1,4 +1,4 @@
-"""Rewrites of a lowered graph: signs move to where they are cheap, affine maps fold, sums before a sign are compared."""
+"""Rewrites of a lowered graph: signs move to where they are cheap, affine maps fold, signs of sums are compared."""
 
 from __future__ import annotations
 
@@ -63,16 +63,26 @@ def pool_sums(graph: Graph) -> None:
 
 
 def hoist_signs(graph: Graph) -> None:
-    """Take signs before operations that only move values, as long as nobody reads these otherwise."""
+    """Take signs before operations that only move values, as long as nobody reads these otherwise, and past clips."""
     for sign in [node for node in graph.nodes if node.kind == "sign"]:
         while True:  # towards the front, one operation at a time
             readers, producers = graph.readers(), graph.producers()
             before = producers.get(sign.inputs[0])
+            if before is not None and _keeps_sign(before):
+                sign.inputs = list(before.inputs)
+                if readers[before.output] == 1:
+                    graph.nodes.remove(before)
+                continue
             if before is None or readers[before.output] > 1 or before.kind not in _TRANSPARENT:
                 break
             source = graph.values[before.inputs[0]]
             _swap(graph, before, sign, Value(before.output, "sign", source.shape))
             sign = before
+
+
+def _keeps_sign(node: Node) -> bool:
+    low, high = node.attrs.get("min"), node.attrs.get("max")
+    return node.kind == "clip" and (low is None or low < 0) and (high is None or high >= 0)
 
 
 def merge_equal(graph: Graph) -> None:
@@ -176,7 +186,9 @@ def merge_affine(graph: Graph) -> None:
             if "scale" in before.tensors:
                 node.tensors["scale"] = before.tensors["scale"] * (1 if scale is None else scale)
             node.inputs, bias = before.inputs, before.tensors.get("shift")
-        elif "bias" in before.tensors and axis == (graph.values[before.output].rank - 1 if before.kind == "dense" else 1):
+        elif "bias" in before.tensors and axis == (
+            graph.values[before.output].rank - 1 if before.kind == "dense" else 1
+        ):
             bias = before.tensors.pop("bias").double()
         else:
             continue
@@ -196,7 +208,7 @@ def settle_affine(graph: Graph) -> None:
         if not node.tensors and value.kind == "real":
             same[node.output] = same.get(value.name, value.name)
         elif node.attrs["axis"] is None and len(node.tensors) == 1:
-            (role, number), = node.tensors.items()
+            ((role, number),) = node.tensors.items()
             node.kind, node.attrs = ("mul" if role == "scale" else "add"), {}
             node.tensors = {"other": number.reshape(())}
         else:

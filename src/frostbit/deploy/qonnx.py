@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from frostbit.deploy.onnx import OPSET, Exported, Writer, require, to_model, with_sizes, write
+from frostbit.deploy.file import program_of
+from frostbit.deploy.onnx import OPSET, Exported, require, to_model, with_sizes, write
+from frostbit.deploy.onnx_nodes import Writer
 from frostbit.deploy.parity import compare
-from frostbit.deploy.save import program_of
 from frostbit.graph import as_arguments
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -47,11 +48,9 @@ class Saved:
         return self.float_bytes / self.file_bytes
 
     def __str__(self) -> str:
-        p = self.parity
         return (
-            f"{self.path}: {self.file_bytes:,} bytes ({self.payload_bytes:,} without the header), {self.ratio:.1f} times "
-            f"smaller than {self.float_bytes:,} in float32; {p.agreement:.1%} of {p.samples} samples agree with the "
-            f"hardened model, {p.flips} of {p.signs:,} signs differ, each at a sum of 0 but for rounding"
+            f"{self.path}: {self.file_bytes:,} bytes ({self.payload_bytes:,} without the header), {self.ratio:.1f} "
+            f"times smaller than {self.float_bytes:,} in float32; {self.parity}"
         )
 
 
@@ -169,7 +168,8 @@ def save(
     except FileError as error:
         raise RunError(f"{str(path)!r} was not written as it should be: {error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return Saved(path, program.nbytes, size, program.info["float_bytes"], parity)
 
 
