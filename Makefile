@@ -40,7 +40,7 @@ docs: $(VENV)/dev
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time
-	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py
+	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py && ../$(BIN)/python pipeline.py
 
 $(VENV)-peers/peers: constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(VENV)-peers

@@ -346,3 +346,15 @@ def test_a_converted_model_compiles_and_exports_with_its_reused_activations() ->
             torch.testing.assert_close(compiled(IMAGES), expected)
         program = torch.export.export(model, (IMAGES,))
     torch.testing.assert_close(program.module()(IMAGES), expected)
+
+
+def test_a_weights_only_network_keeps_its_relus_in_either_placement() -> None:
+    networks = []
+    for placement in ("input", "activation"):
+        torch.manual_seed(0)
+        model = fb.models.create("resnet8", num_classes=10, input_size=8, width=4)
+        fb.binarize_(model, input=None, placement=placement, min_binary_macs=0)
+        networks.append(model)
+    assert all(isinstance(model.relu, nn.ReLU) for model in networks)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(networks[0](x), networks[1](x))

@@ -158,7 +158,24 @@ def test_recalibration_puts_modes_back_after_an_exception() -> None:
         fb.recalibrate_(model, failing())
     assert all(module.training for module in model.modules())
     assert model[1].momentum == 0.2
+    assert torch.equal(model[1].running_mean, torch.zeros(3))
+    assert torch.equal(model[1].running_var, torch.ones(3))
     assert not fb.is_hard(nn.Sequential(fb.nn.Binarizer("clip")))
+
+
+class ByName(nn.Sequential):
+    """Takes its input as transformers do."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs)
+
+
+def test_recalibration_takes_batches_of_keyword_arguments() -> None:
+    model = ByName(fb.nn.Linear(3, 3), nn.BatchNorm1d(3))
+    x = torch.randn(5, 3)
+    fb.recalibrate_(model, [{"inputs": x}])
+    expected = model[0](x).detach().mean(0)
+    torch.testing.assert_close(model[1].running_mean, expected)
 
 
 def test_latents_are_clipped_where_a_layer_says_so() -> None:

@@ -14,9 +14,9 @@ def layers() -> list[tuple[str, nn.Module]]:
     return [
         ("stem", nn.Conv2d(3, 4, 3)),
         ("block1.conv1", nn.Conv2d(4, 4, 3)),
-        ("block1.conv2", nn.Conv2d(4, 8, 3, stride=2)),
+        ("block1.conv2", nn.Conv2d(4, 8, 3, stride=2, groups=4)),
         ("block1.downsample.0", nn.Conv2d(4, 8, 1, stride=2)),
-        ("block2.conv1", nn.Conv2d(8, 8, 1)),
+        ("block2.conv1", nn.Conv2d(8, 8, 1, groups=2)),
         ("block2.shortcut", nn.Conv2d(8, 8, 1)),
         ("fc", nn.Linear(8, 2)),
     ]
@@ -34,6 +34,8 @@ RULES = [
     (keep.first_last, {"stem", "fc"}),
     ("first_last_downsample", {"stem", "fc"} | SHORTCUTS),
     (keep.first_last_downsample, {"stem", "fc"} | SHORTCUTS),
+    ("first_last_depthwise", {"stem", "block1.conv2", "fc"} | SHORTCUTS),
+    (keep.depthwise, {"block1.conv2"}),
     (keep.FirstLast(also=lambda module, name: "conv1" in name), {"stem", "fc", "block1.conv1", "block2.conv1"}),
     ("fc", {"fc"}),
     ("block1.*", {"block1.conv1", "block1.conv2", "block1.downsample.0"}),

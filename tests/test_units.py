@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import frostbit as fb
 from frostbit.errors import UsageError
+from frostbit.quantizers import Masked
 from frostbit.units import Unit
 
 IMAGES = torch.randn(2, 3, 8, 8)
@@ -177,3 +178,22 @@ def test_a_layer_that_is_the_whole_model() -> None:
     assert len(fb.units(model, torch.randn(2, 4))) == 1
     fb.StoMPP(model, total_steps=2).step()
     assert fb.summary(model, torch.randn(2, 4)).binary_macs == 8
+
+
+def test_attention_that_reads_a_binarizer_has_its_output_projection_too() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.relu = nn.Linear(8, 8), nn.ReLU()
+            self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.first(x))
+            return self.last(self.attention(x, x, x)[0])
+
+    model = Network()
+    fb.binarize_(model, placement="activation", example_input=torch.randn(2, 3, 8), min_binary_macs=0)
+    fb.StoMPP(model, 8)
+    assert list(fb.frozen_fraction(model)) == ["attention", "attention.out_proj"]
+    assert isinstance(model.attention.out_proj.weight_quantizer, Masked)
+    assert [unit.feature_shape for unit in fb.units(model)] == [(8,), (8,)]

@@ -34,9 +34,13 @@ _BINARY_CLASS: dict[type[nn.Module], type[BinaryLayer]] = {
     nn.MultiheadAttention: fnn.MultiheadAttention,
 }
 _RELUS = (nn.ReLU, nn.ReLU6)
+#: left out before a sign: a ReLU is never negative; a GELU, whose sign is its input's, underflows to -0 near -6, which
+#: counts as +1, and has a negative slope below -0.75
+_NOT_BEFORE_SIGN = (*_RELUS, nn.GELU)
 #: torch's modules with an inference fast path, and the attribute without which they do not take it
 _FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
-_OVERRIDABLE = ("weight", "input", "weight_scale", "pad_value", "latent_clip")
+_LAYER_OPTIONS = ("weight_scale", "pad_value", "latent_clip", "accumulator_bits")
+_OVERRIDABLE = ("weight", "input", *_LAYER_OPTIONS)
 
 
 @dataclass
@@ -88,7 +92,7 @@ class PerCall(nn.Module):
 def binarize_(
     model: nn.Module,
     weight: Spec = "ste_clip",
-    input: Spec = "ste_clip",
+    input: Spec = "default",
     example_input: Any = None,
     placement: Placement = "input",
     keep: keep_rules.Spec = keep_rules.default,
@@ -96,6 +100,7 @@ def binarize_(
     weight_scale: WeightScale = None,
     pad_value: float = 0.0,
     latent_clip: float | None = None,
+    accumulator_bits: int | None = None,
     min_binary_macs: float = 0.8,
 ) -> Report:
     """Make the model's layers binary, in place. Parameters keep their names and objects.
@@ -104,22 +109,26 @@ def binarize_(
         model: a float model: `frostbit.models`, torchvision, timm, transformers, or your own.
         weight: quantizer of the weights (see `frostbit.quantizers.resolve`), ``None`` for real weights. With
             ``"direct"`` the parameter itself becomes ±1, the sign of what it was, for a flip optimizer.
-        input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks).
+        input: quantizer of the layers' inputs, ``None`` for real inputs (weights-only networks); ``"default"`` is the
+            model's own (Bi-Real nets have ``approx_sign``), else ``ste_clip``.
         example_input: a batch (tensor, tuple or dict of arguments); gives order of execution, shapes and sharing.
             Needed only where the model has no ``input_shape`` and cannot be traced without.
-        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU whose output such a quantizer
-            reads becomes the identity, since the sign of a ReLU's output is +1 always. ``"activation"``: every
-            ReLU becomes a quantizer, the sum of a residual block included.
+        placement: ``"input"``: a quantizer at each binary layer's input; a ReLU or GELU whose output such a quantizer
+            reads becomes the identity, since the sign of a ReLU's output is +1 always and that of a GELU's its
+            input's. ``"activation"``: every ReLU becomes a quantizer, the sum of a residual block included.
         keep: which layers stay real: a rule ``(module, name) -> bool``, names or globs. Left out, it is the model's
             own rule, else `frostbit.keep.first_last_downsample`. A model brings its own answers in an attribute
-            ``binarize_defaults = {"keep": …, "overrides": …}``; such overrides come before those given here.
-        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …,
-            "latent_clip": …}}`` for single layers; later entries win.
+            ``binarize_defaults = {"keep": …, "input": …, "overrides": …}``; such overrides come before those given
+            here.
+        overrides: ``{name or glob: {"weight": …, "input": …, "weight_scale": …, "pad_value": …, "latent_clip": …,
+            "accumulator_bits": …}}`` for single layers; later entries win.
         weight_scale: ``"mean_abs"`` for ``mean|w|`` per filter on hard weight entries.
         pad_value: what convolutions pad their quantized input with: 0, 1 or −1.
         latent_clip: keep latents in [−c, c] (see `frostbit.clip_latents_`).
-        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and
-            so does ``weight=None``.
+        accumulator_bits: sums of ±1 products in that many bits, see `frostbit.nn.Accumulator`; layers with a real
+            weight or input, by ``overrides`` say, have none.
+        min_binary_macs: fail below this share of multiply-accumulates with binary weights; 0 accepts any, and so does
+            ``weight=None``.
 
     Returns:
         A report; print it.
@@ -129,17 +138,20 @@ def binarize_(
             The model is then as it was.
     """
     check_choice("placement", placement, ["input", "activation"])
+    own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
+    if isinstance(input, str) and input == "default":
+        input = own.get("input", "ste_clip")
     if weight is None and input is None:
         raise UsageError("binarize_ has nothing to do: both weight and input are None")
     if any(isinstance(module, (BinaryLayer, fnn.Binarizer)) for module in model.modules()):
         raise UsageError(f"{type(model).__name__} is binary already: binarize_ takes a float model")
     batch = default_example(model) if example_input is None else example_input
-    own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
     if keep is keep_rules.default:
         keep = own.get("keep", keep_rules.first_last_downsample)
     conversion = _Conversion(model, trace(model, batch), placement, own.get("overrides", {}))
     try:
-        conversion.layers(weight, input, keep, overrides or {}, (weight_scale, pad_value, latent_clip))
+        options = {"weight_scale": weight_scale, "pad_value": pad_value, "latent_clip": latent_clip}
+        conversion.layers(weight, input, keep, overrides or {}, options, accumulator_bits)
         if input is not None or placement == "activation":
             conversion.activations(input)
         conversion.leave_fast_paths()
@@ -188,7 +200,8 @@ class _Conversion:
         input: Spec,
         keep: keep_rules.Spec,
         overrides: Mapping[str, Mapping[str, Any]],
-        options: tuple[WeightScale, float, float | None],
+        options: Mapping[str, Any],
+        accumulator_bits: int | None,
     ) -> None:
         """Convert the weight layers that the keep rule leaves."""
         ordered = self.candidates()
@@ -206,7 +219,7 @@ class _Conversion:
                     f"layer {name!r} is called more than once in a forward pass: "
                     "a progression cannot freeze it; give each call a layer of its own, or keep it"
                 )
-            settings: dict[str, Any] = dict(zip(_OVERRIDABLE, (weight, input, *options), strict=True))
+            settings: dict[str, Any] = {"weight": weight, "input": input, **options}
             if isinstance(module, nn.modules.conv._ConvTransposeNd):
                 settings["pad_value"] = 0.0  # it pads nothing; asked for by name in overrides, it is an error
             own_input = False
@@ -219,15 +232,19 @@ class _Conversion:
             if settings["weight"] is None and in_spec is None:
                 self.report.kept[name] = "neither its weight nor its input was to be binary"
                 continue
+            of_signs = settings["weight"] is not None and in_spec is not None
+            settings.setdefault("accumulator_bits", accumulator_bits if of_signs else None)
             source = self.graph.calls[self.graph.of(module)[0]].inputs[:1]
             quantizer = resolve(in_spec)
             if source and not own_input:  # layers reading one tensor share its quantizer
                 quantizer = shared.setdefault(source[0], quantizer)
             self._convert(module, settings, quantizer)
-            phrase = f"{type(module).__name__}, weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
-            self.report.converted[name] = phrase
+            specs = f"weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
+            self.report.converted[name] = f"{type(module).__name__}, {specs}"
         if not self.report.converted and not (weight is None and self.placement == "activation"):
             raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+        if accumulator_bits is not None and not any(getattr(m, "accumulator_bits", None) for _, m in ordered):
+            raise UsageError("accumulator_bits is for sums of ±1 products: no layer has a binary weight and input")
 
     def _check_overrides(self, overrides: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
         open_names = [name for name in names if name not in self.report.kept]
@@ -257,23 +274,17 @@ class _Conversion:
         weight = resolve(settings["weight"])
         if weight is not None and weight.direct:  # only signs will be left of the values
             self.undos += [partial(p.data.copy_, p.detach().clone()) for p in module.parameters()]
-        _BINARY_CLASS[before].from_float(
-            module,
-            weight_quantizer=weight,
-            input_quantizer=quantizer,
-            weight_scale=settings["weight_scale"],
-            pad_value=settings["pad_value"],
-            latent_clip=settings["latent_clip"],
-        )
+        options = {name: settings[name] for name in _LAYER_OPTIONS}
+        _BINARY_CLASS[before].from_float(module, weight_quantizer=weight, input_quantizer=quantizer, **options)
 
     def activations(self, input: Spec) -> None:
-        """Turn ReLUs into binarizers, or into identities where an input quantizer reads them."""
+        """Turn ReLUs into binarizers, or ReLUs and GELUs into identities where an input quantizer reads them."""
         replaced: dict[nn.Module, dict[int, nn.Module]] = {}
+        if self.placement == "activation" and input is None:
+            return  # a weights-only network keeps its ReLUs in either placement
         if self.placement == "activation":
             for call in self.graph.calls:
                 if isinstance(call.module, _RELUS):
-                    if input is None:
-                        raise UsageError("placement='activation' needs an input quantizer, found input=None")
                     replaced.setdefault(call.module, {})[call.nth] = fnn.Binarizer(input)
                     self.report.activations[self._call_name(call)] = f"becomes {_describe(input)}"
                 elif call.module is None and call.name in ("relu", "relu_", "relu6"):
@@ -282,9 +293,9 @@ class _Conversion:
                         "use an nn.ReLU module, or placement='input'"
                     )
             if not replaced:
-                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}")
+                raise UsageError(f"placement='activation' found no ReLU in {type(self.model).__name__}: use 'input'")
         else:
-            for index, name in self._relus_before_quantizers():
+            for index, name in self._activations_before_quantizers():
                 call = self.graph.calls[index]
                 assert call.module is not None
                 replaced.setdefault(call.module, {})[call.nth] = nn.Identity()
@@ -296,7 +307,7 @@ class _Conversion:
         assert call.module is not None
         return call.name if len(self.graph.of(call.module)) == 1 else f"{call.name} (call {call.nth + 1})"
 
-    def _relus_before_quantizers(self) -> list[tuple[int, str]]:
+    def _activations_before_quantizers(self) -> list[tuple[int, str]]:
         found: dict[int, str] = {}
         for call in self.graph.calls:
             layer = call.module
@@ -304,7 +315,7 @@ class _Conversion:
                 continue
             index = walk_back(self.graph, call.inputs[0], passes_sign)
             source = self.graph.calls[index]
-            if isinstance(source.module, _RELUS):
+            if isinstance(source.module, _NOT_BEFORE_SIGN):
                 found.setdefault(index, call.name)
             elif source.module is None and source.name in ("relu", "relu_", "relu6"):
                 raise UsageError(
@@ -344,8 +355,7 @@ class _Conversion:
         macs = layer_macs(graph)
         total = sum(count for _, count in macs.values())
         binary = sum(count for is_binary, count in macs.values() if is_binary)
-        share = binary / total if total else 0.0
-        self.report.binary_macs = share
+        self.report.binary_macs = share = binary / total if total else 0.0
         if share < min_binary_macs:
             rest = max(((count, name) for name, (is_binary, count) in macs.items() if not is_binary), default=(0, "-"))
             raise UsageError(
@@ -355,10 +365,8 @@ class _Conversion:
 
 
 def _strip(module: nn.Module, before: type[nn.Module]) -> None:
-    for name in ("weight_quantizer", "input_quantizer"):
+    for name in ("weight_quantizer", "input_quantizer", *_LAYER_OPTIONS):
         module._modules.pop(name, None)
-        module.__dict__.pop(name, None)
-    for name in ("weight_scale", "pad_value", "latent_clip"):
         module.__dict__.pop(name, None)
     module.__class__ = before
 
@@ -372,9 +380,20 @@ def _describe(spec: Spec) -> str:
 
 
 def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
-    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it."""
+    """Raise if some input quantizer gives one sign only: nothing could be told apart behind it.
+
+    Batch norms take the batch's statistics, as in training: at their initial ones they would hand a ReLU's signs on.
+    """
     constant: list[str] = []
     handles = []
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False  # and so leaves the running ones alone
+
+        def from_batch(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+            norm.training = args[0].numel() > args[0].shape[1]
+
+        handles.append(norm.register_forward_pre_hook(from_batch))
     for name, module in model.named_modules():
         if isinstance(module, (BinaryLayer, fnn.Binarizer)) and module.input_quantizer is not None:
 
@@ -387,6 +406,8 @@ def _refuse_constant_inputs(model: nn.Module, batch: Any) -> None:
     try:
         run_quietly(model, batch)
     finally:
+        for norm in norms:
+            norm.track_running_stats = True
         for handle in handles:
             handle.remove()
     if constant:

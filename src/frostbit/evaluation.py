@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostbit.errors import UsageError
 from frostbit.nn import Binarizer, BinaryLayer
@@ -58,31 +58,40 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
 
     Args:
         model: the model.
-        batches: inputs, or ``(inputs, labels)`` pairs as a loader yields them. They are taken as they come.
+        batches: inputs, or ``(inputs, labels)`` pairs as a loader yields them; inputs are a tensor, or a mapping of
+            keyword arguments as tokenizers give it. They are taken as they come.
 
     Returns:
         The number of batches seen.
 
     Raises:
-        UsageError: no batch was given.
+        UsageError: no batch was given. The statistics are then as they were, as after any other error.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     count = 0
     try:
         model.eval()
         with torch.no_grad(), hardened(model):
             for batch in batches:
-                if count == 0:  # not before: without a batch the old statistics must survive
+                if count == 0:
                     for norm in norms:
                         norm.reset_running_stats()
                         norm.momentum = None  # torch's word for a cumulative average
                         norm.train()
                 inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-                model(inputs.to(device))
+                if isinstance(inputs, Mapping):
+                    model(**{name: value.to(device) for name, value in inputs.items() if isinstance(value, Tensor)})
+                else:
+                    model(inputs.to(device))
                 count += 1
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -31,6 +31,12 @@ def downsample(module: nn.Module, name: str) -> bool:
     return any(s > 1 for s in stride) or bool(_SHORTCUT_NAMES & set(name.split(".")))
 
 
+def depthwise(module: nn.Module, name: str) -> bool:
+    """Keep depthwise convolutions: those that give each input channel filters of its own."""
+    groups = getattr(module, "groups", 1)
+    return groups > 1 and groups == getattr(module, "in_channels", 0)
+
+
 class FirstLast:
     """Keep the first and the last weight layer in order of execution, and whatever ``also`` keeps.
 
@@ -57,6 +63,8 @@ class FirstLast:
 first_last = FirstLast()
 #: the papers' usual choice
 first_last_downsample = FirstLast(downsample)
+#: the usual choice, and depthwise convolutions real as well
+first_last_depthwise = FirstLast(lambda module, name: downsample(module, name) or depthwise(module, name))
 #: the model's own rule where it brings one (see `binarize_`), else `first_last_downsample`
 default = FirstLast(downsample)
 
@@ -65,8 +73,8 @@ def resolve(spec: Spec, ordered: Sequence[tuple[str, nn.Module]]) -> Rule:
     """Turn what a user may write into a rule for one network.
 
     Args:
-        spec: a rule, one of ``"none"``, ``"first_last"``, ``"first_last_downsample"``, a layer name or glob, an
-            iterable of names or globs, or ``None`` for nothing.
+        spec: a rule, one of ``"none"``, ``"first_last"``, ``"first_last_downsample"``, ``"first_last_depthwise"``, a
+            layer name or glob, an iterable of names or globs, or ``None`` for nothing.
         ordered: (name, layer) of the convertible layers in order of execution.
 
     Returns:
@@ -75,7 +83,12 @@ def resolve(spec: Spec, ordered: Sequence[tuple[str, nn.Module]]) -> Rule:
     Raises:
         UsageError: a name or glob matches no layer; the message holds the nearest valid name.
     """
-    named: dict[str, Rule] = {"none": none, "first_last": first_last, "first_last_downsample": first_last_downsample}
+    named: dict[str, Rule] = {
+        "none": none,
+        "first_last": first_last,
+        "first_last_downsample": first_last_downsample,
+        "first_last_depthwise": first_last_depthwise,
+    }
     if isinstance(spec, str) and spec in named:
         spec = named[spec]
     if spec is None:

@@ -80,20 +80,19 @@ def find_units(model: nn.Module, graph: Graph) -> list[Unit]:
         elif isinstance(module, BinaryLayer) and call.nth == 0 and _has_quantizer(module):
             source = call.inputs[0] if call.inputs else -1
             activation = walk_back(graph, source, passes_sign) if source >= 0 else -1
+            reads = call.in_shape if module.input_quantizer is not None else None
             if module.input_quantizer is None and isinstance(graph.calls[activation].module, Binarizer):
                 unit = units["call", activation]
                 if not unit.layers:
                     unit.name = call.name
-                    unit.layers.append(module)
-                    unit.feature_shape = _features(graph.calls[activation].in_shape, unit)
-                    continue
+                    reads = graph.calls[activation].in_shape
             elif module.input_quantizer is not None:
                 unit = unit_for(("quantizer", id(module.input_quantizer)), call.name, module.input_quantizer)
             else:
                 unit = unit_for(("tensor", source), call.name, None)
             unit.layers.append(module)
-            if module.input_quantizer is not None:
-                unit.feature_shape = _features(call.in_shape, unit)
+            if reads is not None:
+                unit.feature_shape = _features(reads, unit)
             if isinstance(module, MultiheadAttention):
                 _add_output_projection(units, module, call)
     return list(units.values())

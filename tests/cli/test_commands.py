@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from frostbit.cli import main
 from frostbit.cli.options import make_parser, parse
@@ -73,6 +75,12 @@ def test_a_run_that_fails_exits_with_1(capsys):
     assert err.count("\n") == 1
 
 
+def test_a_last_batch_of_one_image_does_not_end_a_run(workplace):
+    small = [word for word in SMALL if word not in ("--data.limit_train", "320")]
+    frostbit("train --method ste --out x --data.limit_train 129", small)
+    assert (workplace / "x" / "ste-seed0" / "result.json").exists()
+
+
 def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     arms = {"ste": {"method": "ste"}, "wild": {"method": "ste_identity", "optimizer.lr": 1e30}}
     (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms, "seeds": [0]}))
@@ -98,6 +106,40 @@ def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     assert finished.stat().st_mtime_ns == stamp
     frostbit("compare r.yaml --arms ste --lr 0.2", SMALL, code=2)
     assert "optimizer.lr is 0.1 there, 0.2 here" in capsys.readouterr().err
+
+
+def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workplace, capsys):
+    table = {
+        "name": "table-1",
+        "train.epochs": 100,
+        "arms": {"ste": {"method": "ste"}, "float": {"method": "float"}},
+        "scales": {"cpu": {"train.eval_every": 7, "seeds": [0, 1]}},
+        "paper": {"figure": "A against B", "standing": "V", "source": "a paper", "values": {"ste": 51.5}},
+    }
+    (workplace / "recipes").mkdir()
+    (workplace / "recipes" / "table-1.yaml").write_text(yaml.safe_dump(table))
+    (workplace / "recipes" / "aside.yaml").write_text("name: aside")
+    frostbit("reproduce --list")
+    listed = capsys.readouterr().out
+    assert "A against B" in listed
+    assert "aside" not in listed
+    frostbit("reproduce table-1 --scale cpu --quiet --arms ste", SMALL)
+    runs = [json.loads(path.read_text()) for path in sorted((workplace / "results" / "table-1-cpu").glob("*.json"))]
+    assert [(run["resolved"]["scale"], run["resolved"]["train"]["eval_every"], run["seed"]) for run in runs] == [
+        ("cpu", 7, 0),
+        ("cpu", 7, 1),
+    ]
+    mean = sum(run["final"]["recalibrated"] for run in runs) / 2
+    frostbit("reproduce --list")
+    assert f"ste {mean:.1f}" in capsys.readouterr().out
+    frostbit("reproduce --table")
+    page = (workplace / "results" / "README.md").read_text()
+    assert f"| ste | 51.5 | {mean:.1f} ±" in page
+    assert runs[0]["date"] in page
+    capsys.readouterr()
+    frostbit("reproduce tabel-1", code=2)
+    assert "did you mean 'table-1'?" in capsys.readouterr().err
+    frostbit("reproduce table-1 --list", code=2)
 
 
 def test_summary_describes_a_network_without_its_data(capsys):
@@ -127,6 +169,24 @@ def test_only_settings_that_were_typed_count_as_given():
 
 
 @pytest.mark.slow
+def test_a_folder_of_images_is_streamed_end_to_end(workplace):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 8)):
+        for name, colour in (("reddish", 0), ("bluish", 2)):
+            (workplace / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = generator.integers(0, 120, (50, 70, 3)).astype(np.uint8)
+                picture[..., colour] += 100
+                Image.fromarray(picture).save(workplace / "images" / split / name / f"{number}.jpg")
+    frostbit(
+        "train --model resnet8 --model.width 8 --data folder --data.path images --data.stream true --data.size 16",
+        "--data.workers 1 --data.augment.crop_scale 0.3 --data.augment.flip true --method stompp+ste --epochs 4",
+        "--batch 16 --train.threads 1 --train.accelerator cpu --out x --lr 0.05 --quiet",
+    )
+    result = json.loads((workplace / "x" / "stompp+ste-seed0" / "result.json").read_text())
+    assert result["final"]["recalibrated"] > 80
+
+
 def test_two_processes_freeze_what_one_process_freezes(workplace):
     def shares(folder):
         with open(workplace / folder / "stompp-seed0" / "metrics_steps.csv", newline="") as file:

@@ -24,7 +24,9 @@ def shape_of_output(model: nn.Module, batch: int = 2) -> tuple[int, ...]:
 
 def test_the_list_of_names_and_its_globs() -> None:
     cifar = {f"resnet{n}" for n in (8, 14, 20, 32, 44, 56)}
-    assert set(models.list()) == cifar | {"resnet10", "resnet18", "resnet34", "resnet50", "mlp", "binarynet"}
+    others = {"resnet10", "resnet18", "resnet34", "resnet50", "mlp", "binarynet", "xnornet", "bireal18", "bireal34"}
+    vits = {"vit_tiny", "vit_small", "vit_base"}
+    assert set(models.list()) == cifar | others | vits | {"mobilenetv2"}
     assert models.list("resnet5*") == ["resnet50", "resnet56"]
 
 
@@ -169,11 +171,12 @@ def test_the_other_initializations() -> None:
 
 
 def test_no_convolution_in_front_of_batch_norm_has_a_bias() -> None:
-    for name in models.list():
-        model = models.create(name)
+    for name in set(models.list()) - set(models.list("vit*")):  # which have layer norm
+        with torch.device("meta"):
+            model = models.create(name)
         for path, module in model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                assert (module.bias is None) == (path != "fc")
+                assert (module.bias is None) == (path not in ("fc", "classifier.1"))
 
 
 def test_mlp_layers_and_output() -> None:

@@ -40,7 +40,6 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (ResNet, IMAGES, {"weight_scale": "mean"}, "unknown weight_scale 'mean'"),
     (ResNet, IMAGES, {"min_binary_macs": 0.999}, r"only \d+\.\d% of the multiply-accumulates .* expected 100%"),
     (ResNet, ROWS, {}, "ResNet cannot run on example_input"),
-    (ResNet, IMAGES, {"placement": "activation", "input": None}, "needs an input quantizer"),
     (ViT, IMAGES, {"placement": "activation"}, "found no ReLU in ViT"),
     (Functional, IMAGES, {}, "input of 'conv2' comes from the function 'relu'"),
     (Functional, None, {}, "input of 'conv2' comes from the function 'relu'"),

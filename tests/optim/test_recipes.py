@@ -57,11 +57,19 @@ def test_optimizers_of_recipes(name: str) -> None:
     net = build(recipe, 0).net
     optimizer = make_optimizer(recipe.optimizer, net)
     assert isinstance(optimizer, fb.optim.CaseOptimizer)
-    sgd, flip = optimizer.param_groups
-    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.01, 0.9, 0.1)
+    sgd, flip, kernels = optimizer.param_groups
     assert {type(o).__name__.lower() for o in optimizer.optimizers.values()} == {"sgd", name}
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in (sgd, kernels)] == [(0.01, 0.9, 0), (0.01, 0.9, 0.1)]
+    assert kernels["param_names"] == ["layers.linear1.weight", "fc.weight"]  # neither norms nor biases decay
     assert flip["lr"] == {"cema": 1e-3, "sgdat": 1e-2}.get(name, 0.0)
     assert make_hyper_schedule(recipe.optimizer, optimizer, 10) is None
+
+
+def test_decay_without_a_real_kernel_is_none() -> None:
+    settings = {"model.name": "binarynet", "model.args": {}, "model.width": 2, "data.size": 16}
+    recipe = tiny("bop", **settings, **{"optimizer.weight_decay": 0.1})
+    groups = make_optimizer(recipe.optimizer, build(recipe, 0).net).param_groups
+    assert [group.get("weight_decay") for group in groups] == [0.0, None]
 
 
 def test_schedules_of_recipes() -> None:

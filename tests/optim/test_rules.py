@@ -35,6 +35,38 @@ def take(optimizer: FlipOptimizer, parameter: nn.Parameter, *gradients: list[flo
 # ---- by hand
 
 
+def test_undecided_weights_by_hand() -> None:
+    def share(optimizer: FlipOptimizer, w: nn.Parameter, gradient: list[float]) -> float:
+        before = take(optimizer, w, gradient), copy.deepcopy(optimizer.state_dict())
+        found = optimizer.undecided(w)
+        assert before[0][0] == w.tolist()
+        after = optimizer.state_dict()["state"][0]
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(after[k])) for k, v in before[1]["state"][0].items())
+        return found
+
+    # |m| = 0.25, 0.75, 0.75, 0: at the threshold itself a weight is undecided, whatever its sign
+    assert share(Bop([w := signs(4)], threshold=0.25, gamma=0.5), w, [0.5, 1.5, -1.5, 0.0]) == 0.5
+    assert share(Bop([w := signs(4)], threshold=0.0, gamma=0.5), w, [0.5, 1.5, -1.5, 0.0]) == 0.25
+    # |s| = γ/√σ = 0.5 in the first step, 1 divided by them, whatever the gradient
+    for threshold, correction, undecided in ((0.4, "none", 0.5), (0.6, "none", 1.0), (0.6, "paper", 0.5)):
+        opt = Bop2ndOrder([w := signs(2)], threshold, gamma=0.25, sigma=0.25, bias_correction=correction)
+        assert share(opt, w, [1e-3, 0.0]) == undecided
+    assert share(CEMA([w := signs(2)]), w, [1.0, 0.0]) == 0.5
+    # both entries have flipped once: |m| = 1 is beyond τ, 0.1 is not
+    sgdat = SGDAT([w := nn.Parameter(torch.ones(2))], lr=1.0, threshold=0.5)
+    assert share(sgdat, w, [1.0, 0.1]) == 0.5
+    assert w.tolist() == [-1, -1]
+    assert Bop([w := signs(3)]).undecided(w) == 1.0  # before the first step
+
+
+def test_undecided_counts_over_parts_of_a_large_tensor() -> None:
+    w = signs(3, base._CHUNK)
+    w.grad = torch.linspace(-1, 1, w.numel()).view_as(w)
+    bop = Bop([w], threshold=0.25, gamma=0.5)
+    bop.step()
+    assert bop.undecided(w) == pytest.approx(0.5, abs=1e-5)
+
+
 def test_bop_by_hand() -> None:
     w = nn.Parameter(torch.tensor([1.0, 1.0, -1.0, -1.0]))
     bop = Bop([w], threshold=0.25, gamma=0.5)

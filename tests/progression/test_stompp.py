@@ -1,12 +1,15 @@
 """StoMPP: mask densities, gradients, targets, resume."""
 
 import copy
+import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 import frostbit as fb
+from frostbit.progression.fields import Field
 from frostbit.quantizers import Masked
 
 from .test_windows import network
@@ -205,10 +208,98 @@ def test_a_refused_progression_leaves_the_model_alone():
     fb.StoMPP(model, 10)
 
 
+REFUSED = [
+    (dict(soft="sign"), "soft must be a smooth quantizer"),
+    (dict(ste={"input": "ste_clip", "weight": "ste_clp"}), "did you mean 'ste_clip'"),
+    (dict(targets=()), "targets is empty"),
+    (dict(soft_hardness=(5, 500)), "soft 'clip' has no hardness"),
+    *(
+        (dict(soft="bnn++", soft_hardness=ends), "two positive numbers")
+        for ends in ((0, 500), (-5, 500), (1, 2, 3), (5, math.inf))
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSED)
+def test_whatever_is_refused_the_model_stays_as_it_was(options, sentence):
+    model = network()
+    before = [*map(id, model.modules())]
+    with pytest.raises(ValueError, match=sentence):
+        fb.StoMPP(model, 12, **options)
+    assert [*map(id, model.modules())] == before
+
+
+def test_direct_weights_are_refused_before_anything_is_changed():
+    model = fb.models.create("mlp", hidden=(16, 16, 16), in_channels=1, input_size=4)
+    fb.binarize_(model, weight="direct", min_binary_macs=0)
+    with pytest.raises(fb.UsageError, match="direct weight"):
+        fb.StoMPP(model, 12)
+    assert fb.is_hard(model)
+
+
+OTHERS = [
+    dict(schedule="linear"),
+    dict(ste="ste_identity"),
+    dict(soft="tanh"),
+    dict(soft="bnn++", soft_hardness=(1, 5)),
+    dict(drop_frozen=False),
+    dict(refresh=7),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_the_state_of_another_progression_is_refused(other):
+    progression = fb.StoMPP(network(), 12)
+    with pytest.raises(fb.UsageError, match="this progression has"):
+        fb.StoMPP(network(), 12, **other).load_state_dict(progression.state_dict())
+
+
+def test_a_field_is_the_same_for_any_number_of_threads():
+    """An entry drawn twice takes the later value, as if they were written one after another."""
+    threads = torch.get_num_threads()
+    fields = []
+    try:
+        for count in (4, 4, 1):
+            torch.set_num_threads(count)
+            field = Field((0, "unit", "weight"), (256, 256, 3, 3), 10, "uniform", torch.device("cpu"))
+            for _ in range(3):
+                field.advance(0.5)
+            fields.append(field.uniform)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(fields[0], fields[1])
+    assert torch.equal(fields[0], fields[2])
+    plain = torch.rand(4, 4, generator=field._generator(0)).reshape(-1)
+    small = Field(field.key, (4, 4), 1, "uniform", torch.device("cpu"))
+    small.advance(0.5)
+    small.advance(0.5)
+    generator = small._generator(1)
+    where, fresh = torch.randint(16, (16,), generator=generator), torch.rand(16, generator=generator)
+    for place, value in zip(where.tolist(), fresh.tolist(), strict=True):
+        plain[place] = value
+    assert torch.equal(small.uniform.reshape(-1), plain)
+
+
+@pytest.mark.parametrize("change", ["step", "harden"])
+def test_a_backward_pass_of_another_moment_is_refused(change):
+    model = network()
+    progression = fb.StoMPP(model, 12, ste="ste_clip")
+    progression.step()
+    loss = model(torch.randn(4, *model.input_shape)).square().sum()
+    if change == "step":
+        progression.step()
+        progression.step()
+        context = nullcontext()
+    else:
+        context = fb.hardened(model)
+    with context, pytest.raises(RuntimeError, match="between forward and backward"):
+        loss.backward()
+
+
 def test_masks_do_not_live_in_the_model():
     model = network()
     before = list(model.state_dict())
-    fb.StoMPP(model, 12, ste="ste_clip", soft_hardness=(1.0, 2.0))
+    fb.StoMPP(model, 12, ste="ste_clip", soft="tanh", soft_hardness=(1.0, 2.0))
     assert list(model.state_dict()) == before
 
 

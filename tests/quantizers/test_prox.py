@@ -82,6 +82,28 @@ def test_the_levels_of_a_proximal_map_follow_the_scale():
     assert torch.equal(quantizer.value(x, scale), quantizers.hard(x) * scale)
 
 
+@pytest.mark.parametrize("name", ["bnn++", "tanh", "smooth_approx_sign", "smooth_ede"])
+def test_a_smooth_map_has_the_scale_all_the_way(name):
+    x = torch.randn(3, 40)
+    scale = torch.tensor([[0.5], [2.0], [0.0]])
+    quantizer = quantizers.create(name)
+    torch.testing.assert_close(quantizer.value(x, scale), quantizer(x).detach() * scale)
+    frozen = torch.arange(40) % 3 == 0
+    masked = quantizers.Masked(quantizer)
+    masked.stage, masked.mask = "mixed", frozen
+    expected = torch.where(frozen, quantizers.hard(x), quantizer(x).detach()) * scale
+    torch.testing.assert_close(masked.value(x, scale), expected)
+    quantizer.hardness.fill_(1e6)
+    soft = quantizer.value(x, scale)
+    quantizer.finished = True
+    torch.testing.assert_close(quantizer.value(x, scale), soft)  # no jump at the end
+    # the scale takes no part in the gradient
+    w = x.clone().requires_grad_()
+    quantizer = quantizers.create(name)
+    quantizer(w, scale).sum().backward()
+    torch.testing.assert_close(w.grad, quantizer.B(x, quantizer.hardness))
+
+
 @pytest.mark.parametrize("mu", torch.logspace(math.log10(5), math.log10(500), 9).tolist())
 def test_bnn_gradient_is_the_finite_difference_of_its_forward(mu):
     quantizer = quantizers.create("bnn++", hardness=mu)

@@ -1,6 +1,7 @@
 """Recipes: layers of settings, presets, and one sentence for everything that cannot be."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -10,10 +11,12 @@ from frostbit.training.methods import METHODS
 from frostbit.training.recipe import Recipe
 from frostbit.training.resolve import (
     SETTINGS,
+    at_scale,
     changed,
     differences,
     flatten,
     overlay,
+    read_recipe_file,
     read_yaml,
     resolve,
     to_dict,
@@ -154,3 +157,55 @@ def test_changed_ignores_what_does_not_make_another_run():
 def test_every_setting_says_what_it_is():
     assert all(setting.help for setting in SETTINGS.values())
     assert {name.partition(".")[0] for name in SETTINGS} == {f.name for f in dataclasses.fields(Recipe)}
+
+
+SCALED = {
+    "name": "study",
+    "train.epochs": 200,
+    "arms": {"a": {"optimizer.lr": 0.1, "train.batch": 8}, "b": None},
+    "scales": {"cpu": {"train": {"epochs": 3}, "seeds": [4], "arms": {"a": {"optimizer": {"lr": 0.2}}}}},
+}
+
+
+def test_a_scale_wins_over_the_recipe_and_its_arms_over_the_arms():
+    stated = flatten(SCALED)
+    assert at_scale(stated, None) == at_scale(stated, "full") == stated
+    small = at_scale(stated, "cpu")
+    assert small["arms"] == {"a": {"optimizer.lr": 0.2, "train.batch": 8}, "b": {}}
+    recipe = resolve(small)
+    assert (recipe.name, recipe.scale, recipe.train.epochs, recipe.seeds) == ("study-cpu", "cpu", 3, [4])
+    assert stated["arms"]["a"] == SCALED["arms"]["a"]  # the recipe itself stays as it was
+
+
+@pytest.mark.parametrize(
+    ("scales", "scale", "sentence"),
+    [
+        ({"cpu": {}}, "cpo", "the recipe has no scale 'cpo': did you mean 'cpu'?"),
+        ({"cpu": {"train.epoch": 3}}, "cpu", "scale 'cpu' has no setting 'train.epoch'"),
+        ({"cpu": {"arms": {"aa": {}}}}, "cpu", "changes an arm that the recipe lacks, 'aa': did you mean 'a'?"),
+    ],
+)
+def test_a_scale_that_cannot_be(scales, scale, sentence):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        at_scale(flatten({**SCALED, "scales": scales}), scale)
+
+
+def test_a_recipe_holds_what_its_base_says_where_it_is_silent(tmp_path):
+    (tmp_path / "base").mkdir()
+    base = {"train": {"epochs": 200, "batch": 256}, "scales": {"cpu": {"train.epochs": 3, "data.size": 16}, "hour": {}}}
+    (tmp_path / "base" / "all.yaml").write_text(yaml.safe_dump(base))
+    own = {"base": "base/all.yaml", "train.batch": 8, "scales": {"cpu": {"data": {"size": 8}}}, "arms": {"a": {}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    stated = read_recipe_file(tmp_path / "own.yaml")
+    assert (stated["train.epochs"], stated["train.batch"], stated["arms"]) == (200, 8, {"a": {}})
+    assert stated["scales"] == {"cpu": {"train.epochs": 3, "data.size": 8}, "hour": {}}
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [("own.yaml", "based on itself"), ("none.yaml", "cannot read the recipe"), (3, "base must be the path")],
+)
+def test_a_base_that_cannot_be(tmp_path, base, sentence):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"base": base}))
+    with pytest.raises(UsageError, match=sentence):
+        read_recipe_file(tmp_path / "own.yaml")

@@ -215,3 +215,11 @@ def test_learning_rate_schedules(config, expected):
     if "milestones" not in config and "warmup_epochs" not in config:
         found = [lr_factor(ScheduleConfig(**config), 0.1, step, 10, 40) for step in (0, 10, 20, 30, 40)]
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_top_5_counts_a_label_among_the_five_largest_logits():
+    logits = torch.tensor([[6.0, 5, 4, 3, 2, 1, 0]]).repeat(4, 1)
+    labels = torch.tensor([0, 4, 5, 6])
+    _, top1, top5 = score(torch.nn.Identity(), [(logits, labels)])
+    assert (top1, top5) == (25.0, 50.0)
+    assert score(torch.nn.Identity(), [(logits[:1, :3], labels[:1])])[2] == 100.0

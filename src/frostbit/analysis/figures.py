@@ -57,7 +57,7 @@ def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
     Returns:
         A figure of three panels, two for a run without units.
     """
-    units = [key for key in (steps[0] if steps else {}) if key not in ("step", "loss", "train_acc")]
+    units = [key for key in (steps[0] if steps else {}) if key not in ("step", "loss", "train_acc") and "/" not in key]
     figure = _figure(9.0, 6.6 if units else 4.4)
     panels = figure.subplots(3 if units else 2, 1, sharex=True)
     at = [row["step"] for row in steps]
@@ -77,6 +77,48 @@ def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
             axes.axvline(window[1], color=_GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
     panels[-1].set_xlabel("optimizer step (dashed: a window begins)" if windows else "optimizer step")
     return figure
+
+
+def flips(steps: Sequence[Row]) -> Figure | None:
+    """Draw what a flip rule did: flips and undecided weights of each layer, and the rule's memory, over steps.
+
+    Args:
+        steps: rows of ``metrics_steps.csv`` with columns ``flips/LAYER``, ``undecided/LAYER``, ``memory/gamma``.
+
+    Returns:
+        A figure of two panels, three for a rule with a γ; ``None`` for a run without flips.
+    """
+    layers = flip_layers(steps)
+    if not layers:
+        return None
+    has_memory = "memory/gamma" in steps[0]
+    figure = _figure(9.0, 6.6 if has_memory else 4.6)
+    panels = figure.subplots(3 if has_memory else 2, 1, sharex=True)
+    at = [row["step"] for row in steps]
+    ends = f", {layers[0]} (dark) … {layers[-1]} (light)" if len(layers) > 1 else ""
+    for axes, column, title in (
+        (panels[0], "flips", f"share of weights that flip in a step{ends}"),
+        (panels[1], "undecided", "undecided: share of weights that would stay whichever sign they had"),
+    ):
+        for number, layer in enumerate(layers):
+            values = [row[f"{column}/{layer}"] for row in steps]
+            axes.plot(at, values, color=_blend(number / max(1, len(layers) - 1)), linewidth=1.2)
+        _tidy(axes, title, "", "")
+    if any(row[f"flips/{layer}"] > 0 for row in steps for layer in layers):
+        panels[0].set_yscale("log", nonpositive="mask")
+    if has_memory:
+        panels[2].plot(at, [row["memory/gamma"] for row in steps], color=COLORS[0], label="memory 1/γ")
+        panels[2].plot(at, at, "--", color=_GREY, label="steps taken")
+        panels[2].set_yscale("log")
+        _tidy(panels[2], "steps that the average of gradients remembers", "", "")
+        panels[2].legend(frameon=False, fontsize=9)
+    panels[-1].set_xlabel("optimizer step")
+    return figure
+
+
+def flip_layers(steps: Sequence[Row]) -> list[str]:
+    """Return the layers whose flips the rows of ``metrics_steps.csv`` hold, in their order."""
+    return [key.partition("/")[2] for key in (steps[0] if steps else {}) if key.startswith("flips/")]
 
 
 def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Window]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from frostbit.errors import RunError, UsageError
@@ -12,6 +13,7 @@ from frostbit.registry import nearest
 COMMANDS = {
     "train": "train one network",
     "compare": "train several methods on one recipe and hold them side by side",
+    "reproduce": "run a published table, or list them all beside the figures measured so far",
     "evaluate": "accuracies of a trained run: as it is, hardened, recalibrated",
     "summary": "layers, bits, bytes and multiply-accumulates of a network",
     "inspect": "what happened inside a run: frozen shares and the saw-tooth",
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help())
@@ -53,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("frostbit: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"frostbit: warning: {message}\n"
 
 
 def _help() -> str:

@@ -44,7 +44,7 @@ class Job:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run every arm with every seed, show one table; return 1 if some run stopped with an error."""
+    """Run every arm with every seed; return the exit code."""
     parser = make_parser(
         "compare",
         "Train several methods on one matched recipe and hold them side by side. Finished runs are not "
@@ -55,13 +55,24 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("recipe", nargs="?", type=str | None, help="recipe file (YAML) with arms")
     parser.add_argument("--config", type=str | None, help="the same, as an option")
     parser.add_argument("--methods", type=str | None, help=f"without a recipe: some of {', '.join(METHODS)}")
+    add_options(parser)
+    parser.add_argument("--results", type=str | None, help="also write results and table to DIR/<recipe>/")
+    own, given = parse(parser, argv)
+    return compare(own, given)
+
+
+def add_options(parser: Any) -> None:
+    """Add the options that every command over several runs has."""
+    parser.add_argument("--scale", type=str | None, help="full, or one of the recipe's smaller scales, e.g. cpu")
     parser.add_argument("--arms", type=str | None, help="only these arms of the recipe, separated by commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one thread each if several")
     parser.add_argument("--out", type=str | None, help="folder of the experiment; runs/<name> if left out")
-    parser.add_argument("--results", type=str | None, help="also write results and table to DIR/<recipe>/")
     parser.add_argument("--overwrite", action="store_true", help="replace runs that had other settings")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
-    own, given = parse(parser, argv)
+
+
+def compare(own: dict[str, Any], given: Flat) -> int:
+    """Run what the parsed options ask for, show one table; return 1 if some run stopped with an error."""
     if own["jobs"] < 1:
         raise UsageError(f"--jobs must be at least 1, found {own['jobs']}")
     recipes = arm_recipes(read_recipe(own), own, given)

@@ -22,7 +22,7 @@ SHORT = {
     "refresh": "progression.refresh",
     "order": "progression.order",
 }
-NOT_OPTIONS = ("arms", "paper")
+NOT_OPTIONS = ("arms", "scales", "scale", "paper")
 
 
 def make_parser(

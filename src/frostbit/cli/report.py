@@ -61,7 +61,11 @@ def write_run_page(folder: Path, result: Result) -> None:
 
 
 def inside_section(folder: Path, result: Result) -> Section | None:
-    """Write ``inspect.png`` of one run and return the section that shows it; ``None`` without records."""
+    """Write ``inspect.png`` of one run, and ``flips.png`` where weights flip, and return the section that shows them.
+
+    Returns:
+        The section; ``None`` without records.
+    """
     steps = read_steps(folder)
     if not steps:
         return None
@@ -72,7 +76,24 @@ def inside_section(folder: Path, result: Result) -> Section | None:
     if amplitude is not None:
         drop = f"Median drop of train accuracy in the first tenth of a window: {amplitude:.1f} points."
         body = text(drop) + body
+    drawn = figures.flips(steps)
+    if drawn is not None:
+        png = figures.to_png(drawn)
+        write_atomically(folder / "flips.png", png)
+        headings = ("layer", "flips of a weight, whole run", "share flipping in a step, last record", "undecided, last")
+        body += image(png, "Flips, layer by layer.") + table(headings, _flip_rows(steps), figures=True)
+    body += "".join(text(f"Warning: {sentence}.") for sentence in result.get("warnings", []))
     return Section("Inside the run", body)
+
+
+def _flip_rows(steps: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+    spans = [row["step"] - before for row, before in zip(steps, (0, *(row["step"] for row in steps)), strict=False)]
+    rows: list[Sequence[str]] = []
+    for layer in figures.flip_layers(steps):
+        ratios = [row[f"flips/{layer}"] for row in steps]
+        total = sum(ratio * span for ratio, span in zip(ratios, spans, strict=True))
+        rows.append((layer, f"{total:.3g}", f"{ratios[-1]:.2g}", f"{100 * steps[-1][f'undecided/{layer}']:.1f} %"))
+    return rows
 
 
 def comparison_page(

@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("recipe", nargs="?", type=str | None, help="recipe file (YAML)")
     parser.add_argument("--config", type=str | None, help="the same, as an option")
+    parser.add_argument("--scale", type=str | None, help="full, or one of the recipe's smaller scales, e.g. cpu")
     parser.add_argument("--arm", type=str | None, help="which arm of the recipe")
     own, given = parse(parser, argv)
 

@@ -13,7 +13,7 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, changed, flatten, overlay, read_yaml, resolve
+from frostbit.training.resolve import Flat, at_scale, changed, flatten, overlay, read_recipe_file, resolve
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,6 +26,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("recipe", nargs="?", type=str | None, help="recipe file (YAML)")
     parser.add_argument("--config", type=str | None, help="the same, as an option")
+    parser.add_argument("--scale", type=str | None, help="full, or one of the recipe's smaller scales, e.g. cpu")
     parser.add_argument("--arm", type=str | None, help="which arm of the recipe")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, data order and masks")
     parser.add_argument("--out", type=str | None, help="folder of the experiment; runs/<name> if left out")
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
 
     progress = sys.stderr.isatty() and not own["quiet"]
     if own["resume"]:
-        if given or own["recipe"] or own["config"] or own["arm"]:
+        if given or own["recipe"] or own["config"] or own["arm"] or own["scale"]:
             raise UsageError("--resume takes all settings from the run folder: give no others beside it")
         folder = Path(own["resume"])
         result = resume(folder, progress=progress)
@@ -55,11 +56,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read_recipe(own: dict[str, Any]) -> Flat:
-    """Return the flat settings of the recipe file that was named, none if there is no file."""
+    """Return the flat settings of the recipe file that was named, at the scale asked for; none if there is no file."""
     if own["recipe"] and own["config"]:
         raise UsageError(f"give the recipe once: found {own['recipe']!r} and --config {own['config']!r}")
     path = own["recipe"] or own["config"]
-    return flatten(read_yaml(path), path) if path else {}
+    return at_scale(read_recipe_file(path) if path else {}, own["scale"])
 
 
 def choose_arm(stated: Flat, arm: str | None, given: Flat) -> tuple[str, list[Flat]]:

@@ -105,20 +105,25 @@ class Augment:
         flip: mirror each image left to right with probability 1/2.
         crop_pad: largest random shift in pixels, >= 0; 0 for none.
         crop_per: one shift per ``"image"``, or one per ``"batch"`` (cheaper, weaker).
+        crop_scale: streamed images alone: smallest share of the area that a random crop is cut from, in (0, 1];
+            ``None`` cuts the centre. See :func:`frostbit.data.stream.draw_boxes`.
 
     Raises:
-        UsageError: ``crop_pad`` is negative or no integer.
+        UsageError: ``crop_pad`` is negative or no integer, or ``crop_scale`` is out of its range.
         ValueError: unknown ``crop_per``.
     """
 
     flip: bool = True
     crop_pad: int = 0
     crop_per: CropPer = "image"
+    crop_scale: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.crop_pad, int) or self.crop_pad < 0:
             raise UsageError(f"crop_pad must be an integer >= 0, found {self.crop_pad!r}")
         check_choice("crop_per", self.crop_per, ("image", "batch"))
+        if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
+            raise UsageError(f"crop_scale must be in (0, 1], found {self.crop_scale!r}")
 
     def apply(self, images: Tensor, generator: torch.Generator, batch: int, rows: slice) -> Tensor:
         """Augment some rows of a batch with the choices drawn for all of it.

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from frostbit.data.decode import decode, stack
 from frostbit.data.sources import SOURCES
+from frostbit.data.stream import StreamSplit
 from frostbit.errors import UsageError
+
+STREAMED = ("imagenet",)
+"""Data sets too large to be held in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels.
+    """Images in memory, and their labels.
 
     Args:
         images: uint8 ``[N, C, H, W]``, C = 1 (grey) or 3 (RGB).
@@ -25,14 +30,35 @@ class Split:
 
     images: Tensor
     labels: Tensor
+    streams: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of every image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, chosen: slice | Tensor, boxes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return some images and their labels, on the split's device.
+
+        Args:
+            chosen: positions in the split.
+            boxes: must be ``None``: images in memory are cropped by ``crop_pad``.
+        """
+        assert boxes is None
+        return self.images[chosen], self.labels[chosen]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory.
+    """A data set, in memory or streamed.
 
     Args:
         name: what it was loaded as.
@@ -40,14 +66,14 @@ class Dataset:
         test: the test images that are used.
         val: validation images split off the training images, or ``None``.
         classes: names of the classes; the label is the position.
-        mean: per-channel mean of the images in ``train``, in units of 0..1.
-        std: per-channel standard deviation of the images in ``train``, in units of 0..1, at least 1/255.
+        mean: per-channel mean of the images in ``train`` (of 1024 of them if streamed), in units of 0..1.
+        std: per-channel standard deviation of the same, in units of 0..1, at least 1/255.
     """
 
     name: str
-    train: Split
-    test: Split
-    val: Split | None
+    train: Split | StreamSplit
+    test: Split | StreamSplit
+    val: Split | StreamSplit | None
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -55,8 +81,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.image_shape
 
 
 def load(
@@ -67,12 +92,13 @@ def load(
     limit_test: int | None = None,
     val_fraction: float = 0.0,
     seed: int = 0,
+    stream: bool | None = None,
 ) -> Dataset:
-    """Load a labelled image data set into memory.
+    """Load a labelled image data set.
 
     Args:
-        name: ``"digits"`` (scikit-learn's 8x8 digits, no download), ``"cifar10"``, ``"cifar100"`` (from the
-            hub, or from ``path``) or ``"folder"`` (from ``path``).
+        name: ``"digits"`` (scikit-learn's 8x8 digits, no download), ``"cifar10"``, ``"cifar100"``,
+            ``"tiny-imagenet"``, ``"imagenet"`` (from the hub, or from ``path``) or ``"folder"`` (from ``path``).
         path: a folder with ``train*.parquet`` and ``test*.parquet``, or with class folders
             ``train/<class>/*.png|jpg`` and ``test/<class>/…``. Where there is no ``test``, ``validation`` or
             ``val`` is the test split.
@@ -84,6 +110,8 @@ def load(
         val_fraction: share of the used training images that becomes ``val``, in ``[0, 1)``.
         seed: of the choice of images for the limits and the validation split. It belongs to the data, not to
             the run: leave it alone, and runs with different seeds use the same images.
+        stream: decode images when a batch asks for them instead of all at once; they are cropped to squares of
+            ``size``, the centre where nothing is random. ``None`` streams ``"imagenet"`` alone.
 
     Returns:
         The data set.
@@ -109,6 +137,13 @@ def load(
         # rows are read in stored order, whatever order they were chosen in
         rows = [sorted(chosen) for chosen in (train_rows, val_rows, test_rows)]
         raw = [source.train, source.train, source.test]
+        if name in STREAMED if stream is None else stream:
+            if size is None:
+                raise UsageError("streamed images need a size to be decoded to, found none")
+            splits = [StreamSplit(split, chosen, size) for split, chosen in zip(raw, rows, strict=True)]
+            some = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(seed))[:1024]
+            mean, std = _channel_statistics(splits[0].take(some)[0])
+            return Dataset(name, splits[0], splits[2], splits[1] if n_val else None, source.classes, mean, std)
         images = stack([decode(split, chosen, size) for split, chosen in zip(raw, rows, strict=True)])
     except ModuleNotFoundError as error:
         raise UsageError(

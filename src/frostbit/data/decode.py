@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,27 +50,39 @@ def decode(split: RawSplit, rows: Sequence[int], size: int | None) -> Decoded:
         UsageError: an image cannot be decoded, has more than 8 bits per channel, or differs in size.
     """
     import numpy as np
-    from PIL.Image import DecompressionBombError
 
     pixels: list[NDArray[np.uint8]] = []
     for row in rows:
-        try:
-            with split.open(row) as image:
-                image.load()
-                if image.mode.startswith(DEEP_MODES):
-                    raise UsageError(f"expected 8 bits per channel, found mode {image.mode} in {split.where(row)}")
-                wanted = "L" if image.mode in GREY_MODES else "RGB"
-                final = image if image.mode == wanted else image.convert(wanted)
-                if size is not None:
-                    final = _resize(final, size)
-                pixels.append(np.asarray(final))
-        except UsageError:
-            raise
-        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
-            raise UsageError(f"cannot decode the image in {split.where(row)}: {_reason(error)}") from error
+        with opened(split, row) as image:
+            image.load()
+            wanted = "L" if image.mode in GREY_MODES else "RGB"
+            final = image if image.mode == wanted else image.convert(wanted)
+            if size is not None:
+                final = _resize(final, size)
+            pixels.append(np.asarray(final))
         if pixels[-1].shape[:2] != pixels[0].shape[:2]:
             raise _unequal(pixels[0], split.where(rows[0]), pixels[-1], split.where(row))
     return Decoded(pixels, split.where(rows[0]) if rows else "")
+
+
+@contextmanager
+def opened(split: RawSplit, row: int) -> Iterator[Image]:
+    """Open one image; what goes wrong inside is a fault of that image.
+
+    Raises:
+        UsageError: it cannot be decoded, or has more than 8 bits per channel.
+    """
+    from PIL.Image import DecompressionBombError
+
+    try:
+        with split.open(row) as image:
+            if image.mode.startswith(DEEP_MODES):
+                raise UsageError(f"expected 8 bits per channel, found mode {image.mode} in {split.where(row)}")
+            yield image
+    except UsageError:
+        raise
+    except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
+        raise UsageError(f"cannot decode the image in {split.where(row)}: {_reason(error)}") from error
 
 
 def stack(splits: Sequence[Decoded]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from frostbit.errors import UsageError
 from frostbit.registry import nearest
 
 TEST_NAMES = ("test", "validation", "val")
+TEST_SPLITS = (*TEST_NAMES, "valid")  # tiny-imagenet's word
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -141,7 +142,7 @@ def _read_parts(parts: Sequence[Part]) -> RawSplit:
     import pyarrow as pa
     from PIL import Image
 
-    encoded: list[bytes] = []
+    encoded: list[Any] = []  # columns, whose bytes may lie on disk: a row is read when it is opened
     labels: list[int] = []
     for part in parts:
         images = part.table.column(_find_column(part, "image", IMAGE_COLUMNS))
@@ -157,18 +158,26 @@ def _read_parts(parts: Sequence[Part]) -> RawSplit:
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise UsageError(f"expected {what} in every row, found none in {part.where}, row {row}")
-        encoded += images.to_pylist()
+        encoded.append(images)
         labels += values.to_pylist()
-    if not encoded:
+    if not labels:
         raise UsageError(f"expected images in {parts[0].where}, found an empty table")
 
     starts = [0, *accumulate(part.table.num_rows for part in parts)]
 
-    def where(row: int) -> str:
+    def place(row: int) -> tuple[int, int]:
         part = bisect_right(starts, row) - 1
-        return f"{parts[part].where}, row {row - starts[part]}"
+        return part, row - starts[part]
 
-    return RawSplit(lambda row: Image.open(io.BytesIO(encoded[row])), torch.tensor(labels), where)
+    def open_row(row: int) -> Image.Image:
+        part, inside = place(row)
+        return Image.open(io.BytesIO(encoded[part][inside].as_py()))
+
+    def where(row: int) -> str:
+        part, inside = place(row)
+        return f"{parts[part].where}, row {inside}"
+
+    return RawSplit(open_row, torch.tensor(labels), where)
 
 
 def _read_class_folders(path: Path) -> Source:

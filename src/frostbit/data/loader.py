@@ -1,15 +1,18 @@
-"""Batches from images that live on the device as bytes."""
+"""Batches, from images that live on the device as bytes or from streamed ones."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from frostbit.data.augment import Augment
 from frostbit.data.dataset import Split
+from frostbit.data.stream import StreamSplit, draw_boxes
 from frostbit.errors import UsageError
 
 
@@ -28,7 +31,7 @@ class Loader:
     The epoch is read when the first batch is drawn, not when the iterator is made.
 
     Args:
-        split: images uint8 ``[N, C, H, W]`` and labels int64 ``[N]``; moved to ``device`` once.
+        split: images in memory, moved to ``device`` once, or streamed ones.
         batch_size: images per global batch, >= 1.
         shuffle: a new order in each epoch.
         augment: what is done to each batch, ``None`` for nothing.
@@ -40,14 +43,16 @@ class Loader:
         drop_last: leave out the last batch if it is ragged.
         rank: this process, in ``[0, world_size)``.
         world_size: number of processes, >= 1.
+        workers: processes that decode streamed images ahead of time; 0 decodes in this one, ``None`` shares the
+            machine's cores among the ranks.
 
     Raises:
-        UsageError: a value out of its range, or no full batch to yield.
+        UsageError: a value out of its range, a crop that this kind of split cannot have, or no full batch to yield.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: Split | StreamSplit,
         batch_size: int,
         *,
         shuffle: bool,
@@ -60,8 +65,9 @@ class Loader:
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        workers: int | None = None,
     ) -> None:
-        channels = split.images.shape[1]
+        channels = split.image_shape[0]
         if batch_size < 1:
             raise UsageError(f"batch_size must be >= 1, found {batch_size}")
         if world_size < 1 or not 0 <= rank < world_size:
@@ -78,6 +84,13 @@ class Loader:
         if drop_last and len(split) < batch_size:
             raise UsageError(f"batch_size {batch_size} is larger than the {len(split)} images of the split")
 
+        if augment is not None and augment.crop_pad and split.streams:
+            raise UsageError(
+                f"streamed images are cropped as they are decoded: crop_scale, not crop_pad {augment.crop_pad}"
+            )
+        if augment is not None and augment.crop_scale is not None and not split.streams:
+            raise UsageError(f"images in memory are cropped by crop_pad: crop_scale {augment.crop_scale} needs stream")
+
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
@@ -86,8 +99,10 @@ class Loader:
         self.dtype = dtype
         self.rank = rank
         self.world_size = world_size
-        self.images = split.images.to(device)
-        self.labels = split.labels.to(device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = (max(1, cores // world_size) if workers is None else workers) if split.streams else 0
+        self.split = split.to(device)
+        self.device = torch.device(device)
         self._total = len(split) // batch_size * batch_size if drop_last else len(split)
         self._first_batch = 0
         # (x / 255 - mean) / std as one multiplication and one addition
@@ -116,8 +131,9 @@ class Loader:
         """Yield images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device."""
         epoch, first = self.epoch, self._first_batch
         self._first_batch = 0
-        for index in range(first, len(self)):
-            yield self.batch(epoch, index)
+        indices = range(first, len(self))
+        for index, raw in zip(indices, self._read(epoch, indices), strict=True):
+            yield self._finish(epoch, index, *raw)
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Return one batch of one epoch, whatever was drawn before.
@@ -129,24 +145,63 @@ class Loader:
         Returns:
             Images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device.
         """
+        return self._finish(epoch, index, *self.read(epoch, index))
+
+    def read(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return one batch as the split has it: images uint8 ``[B, C, H, W]`` and labels, where the split lives."""
+        size, rows = self._rows(index)
         start = index * self.batch_size
-        size = min(self.batch_size, self._total - start)
-        rows = slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
         chosen: slice | Tensor = slice(start + rows.start, start + rows.stop)
         if self.shuffle:
             chosen = self._permutation(epoch)[chosen]
-        images = torch.addcmul(self._shift, self.images[chosen].to(self._scale.dtype), self._scale)
+        boxes = None
+        if self.augment is not None and self.augment.crop_scale is not None:
+            boxes = draw_boxes(size, self.augment.crop_scale, _generator("crop", self.seed, epoch, index))[rows]
+        return self.split.take(chosen, boxes)
+
+    def _read(self, epoch: int, indices: range) -> Iterable[tuple[Tensor, Tensor]]:
+        if not self.workers:
+            return (self.read(epoch, index) for index in indices)
+        self._permutation(epoch)  # once, before the workers are forked
+        return DataLoader(
+            _Epoch(self, epoch),
+            batch_size=None,  # an item is a whole batch
+            sampler=indices,
+            num_workers=self.workers,
+            prefetch_factor=4,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # torch's global one belongs to the run
+        )
+
+    def _finish(self, epoch: int, index: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, labels = (part.to(self.device, non_blocking=True) for part in (pixels, labels))
+        images = torch.addcmul(self._shift, pixels.to(self._scale.dtype), self._scale)
         if self.augment is not None:
-            generator = _generator("augment", self.seed, epoch, index)
-            images = self.augment.apply(images, generator, size, rows)
-        return images.to(self.dtype), self.labels[chosen]
+            images = self.augment.apply(images, _generator("augment", self.seed, epoch, index), *self._rows(index))
+        return images.to(self.dtype), labels
+
+    def _rows(self, index: int) -> tuple[int, slice]:
+        """Return the size of a global batch, and which rows of it are this rank's."""
+        size = min(self.batch_size, self._total - index * self.batch_size)
+        return size, slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
     def _permutation(self, epoch: int) -> Tensor:
-        """Return this epoch's order on the device, drawn once per epoch."""
+        """Return this epoch's order, drawn once per epoch, where the split lives."""
         if self._order is None or self._order[0] != epoch:
-            order = torch.randperm(len(self.images), generator=_generator("order", self.seed, epoch))
-            self._order = (epoch, order.to(self.images.device))
+            order = torch.randperm(len(self.split), generator=_generator("order", self.seed, epoch))
+            self._order = (epoch, order if self.split.streams else order.to(self.device))
         return self._order[1]
+
+
+class _Epoch(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """One epoch of a loader, its batches by number: what worker processes are given."""
+
+    def __init__(self, loader: Loader, epoch: int) -> None:
+        self.loader = loader
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.loader.read(self.epoch, index)
 
 
 def _generator(*key: str | int) -> torch.Generator:

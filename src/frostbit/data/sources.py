@@ -139,6 +139,39 @@ def cifar100(path: Path | None = None) -> Source:
     return _hub("uoft-cs/cifar100") if path is None else _from_folder(path, tuple(map(str, range(100))))
 
 
+@SOURCES.register("tiny-imagenet")
+def tiny_imagenet(path: Path | None = None) -> Source:
+    """Return Tiny ImageNet, 64x64 RGB, 200 classes, from the Hugging Face hub or from a folder.
+
+    Args:
+        path: a folder as for :func:`folder`; ``None`` loads ``zh-plus/tiny-imagenet`` into the hub's own cache.
+
+    Returns:
+        The source.
+
+    Raises:
+        UsageError: the hub cannot be reached, or the folder is not such a data set.
+    """
+    return _hub("zh-plus/tiny-imagenet") if path is None else _from_folder(path, None)
+
+
+@SOURCES.register("imagenet")
+def imagenet(path: Path | None = None) -> Source:
+    """Return ImageNet (ILSVRC 2012), 1000 classes, from the Hugging Face hub or from a folder.
+
+    Args:
+        path: a folder as for :func:`folder`; ``None`` loads ``ILSVRC/imagenet-1k`` into the hub's own cache (the hub
+            asks for an account that has accepted its terms).
+
+    Returns:
+        The source. Its images are streamed.
+
+    Raises:
+        UsageError: the hub cannot be reached, or the folder is not such a data set.
+    """
+    return _hub("ILSVRC/imagenet-1k") if path is None else _from_folder(path, None)
+
+
 @SOURCES.register("folder")
 def folder(path: Path | None = None) -> Source:
     """Return the images of a folder of parquet files or of class folders.
@@ -176,9 +209,11 @@ def _hub(name: str) -> Source:
     except Exception as error:  # the hub's client raises a dozen unrelated types for "not reachable"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead") from error
+    # ImageNet's own test images have no labels: what everybody reports is its validation split
+    test = "validation" if name == "ILSVRC/imagenet-1k" else next(n for n in files.TEST_SPLITS if n in tables)
     parts = {}
-    for split in ("train", "test"):
+    for part, split in (("train", "train"), ("test", test)):
         features = tables[split].features
         names = {column: tuple(kind.names) for column, kind in features.items() if hasattr(kind, "names")}
-        parts[split] = [files.Part(f"{name}, {split}", tables[split].with_format("arrow")[:], names)]
+        parts[part] = [files.Part(f"{name}, {split}", tables[split].with_format("arrow")[:], names)]
     return files.read_tables(parts, None)

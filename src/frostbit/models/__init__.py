@@ -1,7 +1,18 @@
 """Float networks to start from: plain torch modules, made binary later by ``binarize_``."""
 
-from frostbit.models import binarynet, cifar_resnet, mlp, resnet
+from frostbit.models import binarynet, bireal, cifar_resnet, mlp, mobilenet, resnet, vit, xnornet
 from frostbit.models.factory import create
 from frostbit.models.factory import list_models as list
 
-__all__ = ["binarynet", "cifar_resnet", "create", "list", "mlp", "resnet"]
+__all__ = [
+    "binarynet",
+    "bireal",
+    "cifar_resnet",
+    "create",
+    "list",
+    "mlp",
+    "mobilenet",
+    "resnet",
+    "vit",
+    "xnornet",
+]

@@ -9,6 +9,7 @@ its own, called once, so that each can become a binarizer of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +19,15 @@ from frostbit.registry import check_choice
 
 STEMS = ("cifar", "imagenet")
 IMAGENET_STEM_FROM = 128
+
+
+class Block(Protocol):
+    """A class of residual blocks; the output of one has ``expansion * width`` channels."""
+
+    expansion: int
+
+    def __call__(self, in_channels: int, width: int, stride: int) -> nn.Module:
+        """Make a block."""
 
 
 class BasicBlock(nn.Module):
@@ -97,7 +107,7 @@ class ResNet(nn.Module):
 
     Args:
         name: the model's public name, for messages.
-        block: :class:`BasicBlock` or :class:`Bottleneck`.
+        block: :class:`BasicBlock`, :class:`Bottleneck`, or another such class.
         depths: blocks per stage; every stage but the first halves height and width.
         width: channels of the stem and base width of the first stage, >= 1.
         num_classes: size of the output ``[N, num_classes]``, >= 1.
@@ -115,7 +125,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         name: str,
-        block: type[BasicBlock | Bottleneck],
+        block: Block,
         depths: Sequence[int],
         *,
         width: int,
@@ -142,7 +152,7 @@ class ResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
+        self.relu: nn.Module = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
 
         self.stage_names = [f"layer{k}" for k in range(1, len(depths) + 1)]
@@ -169,7 +179,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _register(name: str, block: type[BasicBlock | Bottleneck], depths: Sequence[int]) -> None:
+def _register(name: str, block: Block, depths: Sequence[int]) -> None:
     @MODELS.register(name)
     def build(
         *,

@@ -1,5 +1,6 @@
 """Binary layers: `torch.nn` subclasses that quantize their weight and input."""
 
+from frostbit.nn.accumulator import Accumulator
 from frostbit.nn.attention import MultiheadAttention
 from frostbit.nn.layers import (
     Binarizer,
@@ -15,6 +16,7 @@ from frostbit.nn.layers import (
 )
 
 __all__ = [
+    "Accumulator",
     "Binarizer",
     "BinaryLayer",
     "Conv1d",

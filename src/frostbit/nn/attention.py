@@ -28,9 +28,10 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
         weight_scale: WeightScale = None,
         pad_value: float = 0.0,
         latent_clip: float | None = None,
+        accumulator_bits: int | None = None,
     ) -> None:
         """Set the binary side of the projections; ``out_proj`` is set only where it is not binary yet."""
-        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
+        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
         self.projection_quantizers = nn.ModuleDict()
         if not self._qkv_same_embed_dim and self.weight_quantizer is not None:
             for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
@@ -44,6 +45,7 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
                 weight_scale=weight_scale,
                 pad_value=pad_value,
                 latent_clip=latent_clip,
+                accumulator_bits=accumulator_bits,
             )
 
     def latents(self) -> Iterator[tuple[str, nn.Parameter, Quantizer]]:
@@ -66,18 +68,21 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
             found = [quantizer for _, _, quantizer in self.latents()]
             quantizers: list[Quantizer | None] = [*found] if found else [None, None, None]
             return [
-                quantized_map(Dense(), x, w, b, self.input_quantizer, q, scaled(w))
+                quantized_map(Dense(), x, w, b, self.input_quantizer, q, scaled(w), self.accumulator(w.shape[1], q))
                 for x, w, b, q in zip(inputs, weights, biases, quantizers, strict=True)
             ]
         weight, quantizer, scale = self.in_proj_weight, self.weight_quantizer, scaled(self.in_proj_weight)
+        accumulator = self.accumulator(self.embed_dim)
         if inputs[0] is inputs[1] is inputs[2]:
-            fused = quantized_map(Dense(), inputs[0], weight, self.in_proj_bias, self.input_quantizer, quantizer, scale)
+            both = self.input_quantizer, quantizer
+            fused = quantized_map(Dense(), inputs[0], weight, self.in_proj_bias, *both, scale, accumulator)
             return list(fused.chunk(3, -1))
         # One quantizer (and one mask) covers the fused weight, so quantize it once and map the parts as real.
         quantized = weight if quantizer is None else quantizer(weight, scale)
+        scales = [None] * 3 if scale is None else list(scale.chunk(3))
         return [
-            quantized_map(Dense(), x, w, b, self.input_quantizer, None)
-            for x, w, b in zip(inputs, quantized.chunk(3), biases, strict=True)
+            quantized_map(Dense(), x, w, b, self.input_quantizer, None, s, accumulator)
+            for x, w, b, s in zip(inputs, quantized.chunk(3), biases, scales, strict=True)
         ]
 
     def forward(

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from frostbit.quantizers import Quantizer
+from frostbit.nn.accumulator import Accumulator
+from frostbit.quantizers import Quantizer, hard
+from frostbit.quantizers.base import check_backward
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -29,6 +30,12 @@ class BilinearMap(Protocol):
 
     def backward(self, grad: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients of ``x``, ``w`` and ``bias``, ``None`` where not needed."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return a view of one value for each output channel that broadcasts against the output."""
+
+    def per_output(self, scale: Tensor) -> Tensor:
+        """Return a scale that broadcasts against the weight, one value for each filter, as a vector."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,14 @@ class Dense:
             rows.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
             rows.sum(0) if needs[2] else None,
         )
+
+    def spread(self, values: Tensor) -> Tensor:
+        """See `BilinearMap.spread`."""
+        return values
+
+    def per_output(self, scale: Tensor) -> Tensor:
+        """See `BilinearMap.per_output`."""
+        return scale.flatten()
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,14 @@ class Convolution:
         gradients: Gradients = torch.ops.aten.convolution_backward(grad, x, w, bias_sizes, *self._geometry, list(needs))
         return gradients
 
+    def spread(self, values: Tensor) -> Tensor:
+        """See `BilinearMap.spread`."""
+        return values.view(-1, *(1,) * len(self.stride))
+
+    def per_output(self, scale: Tensor) -> Tensor:
+        """See `BilinearMap.per_output`."""
+        return (scale.unflatten(0, (self.groups, -1))[:, 0] if self.transposed else scale).flatten()
+
 
 def quantized_map(
     op: BilinearMap,
@@ -85,6 +108,7 @@ def quantized_map(
     input_quantizer: Quantizer | None,
     weight_quantizer: Quantizer | None,
     scale: Tensor | None = None,
+    accumulator: Accumulator | None = None,
 ) -> Tensor:
     """Return ``op(Q_x(x), Q_w(weight), bias)``, with the quantizers' gradients and few bytes saved.
 
@@ -98,6 +122,7 @@ def quantized_map(
         input_quantizer: ``None`` for a real input.
         weight_quantizer: ``None`` for a real weight.
         scale: a factor on hard weight entries, see `Quantizer.value`.
+        accumulator: what holds the sums of ±1 products, before scale and bias; only where both operands are signs.
 
     Returns:
         The output, in autocast's dtype where autocast is on.
@@ -105,6 +130,9 @@ def quantized_map(
     Raises:
         TypeError: without autocast, ``x`` and ``weight`` differ in dtype.
     """
+    if accumulator is not None and bias is not None:
+        y = quantized_map(op, x, weight, None, input_quantizer, weight_quantizer, scale, accumulator)
+        return y + op.spread(bias.to(y.dtype))
     if weight_quantizer is not None and weight_quantizer.bypassed:
         weight_quantizer = None
     if input_quantizer is not None and input_quantizer.blocks:
@@ -113,12 +141,14 @@ def quantized_map(
         weight = weight.detach()
     dtype = _compute_dtype(x, weight)
     if not torch.is_grad_enabled():
+        if accumulator is not None:
+            return _hold(op, _quantize(input_quantizer, x).to(dtype), weight, scale, accumulator)[0]
         bias = bias if bias is None else bias.to(dtype)
         return op(_quantize(input_quantizer, x).to(dtype), _quantize(weight_quantizer, weight, scale).to(dtype), bias)
-    y: Tensor = _QuantizedMap.apply(  # type: ignore[no-untyped-call]  # torch left it untyped
-        x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype
+    result: Tensor = _QuantizedMap.apply(  # type: ignore[no-untyped-call]  # torch left it untyped
+        x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype, accumulator
     )
-    return y
+    return result
 
 
 def reference_map(
@@ -129,11 +159,17 @@ def reference_map(
     input_quantizer: Quantizer | None,
     weight_quantizer: Quantizer | None,
     scale: Tensor | None = None,
+    accumulator: Accumulator | None = None,
 ) -> Tensor:
     """The plain composition that `quantized_map` is held against by the tests; same arguments and value."""
     x = x if input_quantizer is None else input_quantizer(x)
-    weight = weight if weight_quantizer is None else weight_quantizer(weight, scale)
-    return op(x, weight, bias)
+    quantized = weight if weight_quantizer is None else weight_quantizer(weight, scale)
+    if accumulator is None:
+        return op(x, quantized, bias)
+    y = op(x, quantized, None)
+    held, sums = _hold(op, x, weight, scale, accumulator)
+    y = torch.where(accumulator.inside(sums), y, y.detach()) + (held - y).detach()
+    return y if bias is None else y + op.spread(bias)
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -147,6 +183,21 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def _quantize(quantizer: Quantizer | None, x: Tensor, scale: Tensor | None = None) -> Tensor:
     return x if quantizer is None else quantizer.value(x, scale)
+
+
+def _hold(
+    op: BilinearMap, signs: Tensor, weight: Tensor, scale: Tensor | None, accumulator: Accumulator
+) -> tuple[Tensor, Tensor]:
+    """Return the held and scaled sums, and the sums; a scaled weight's signs are summed, so that these are exact."""
+    sums = op(signs, hard(weight).to(signs.dtype), None)
+    held = accumulator.hold(sums)
+    return held if scale is None else held * op.spread(op.per_output(scale).to(held.dtype)), sums
+
+
+def _moment(*quantizers: Quantizer | None) -> object:
+    if torch.compiler.is_compiling():
+        return None
+    return [None if quantizer is None else quantizer.moment for quantizer in quantizers]
 
 
 class _QuantizedMap(torch.autograd.Function):
@@ -163,26 +214,34 @@ class _QuantizedMap(torch.autograd.Function):
         input_quantizer: Quantizer | None,
         weight_quantizer: Quantizer | None,
         dtype: torch.dtype,
+        accumulator: Accumulator | None,
     ) -> Tensor:
         needs_x, needs_w = ctx.needs_input_grad[:2]
         ctx.plan = (op, input_quantizer, weight_quantizer, dtype)
+        ctx.moment = _moment(input_quantizer, weight_quantizer)
         ctx.x_like = (x.shape, x.dtype)
         kept: Tensor | None
         if input_quantizer is not None and (needs_x or needs_w):
             xq, kept = input_quantizer.encode(x)
         else:
             xq, kept = _quantize(input_quantizer, x), x if needs_w else None
-        ctx.save_for_backward(kept, weight, scale)
+        if accumulator is not None:
+            y, sums = _hold(op, xq.to(dtype), weight, scale, accumulator)
+            ctx.save_for_backward(kept, weight, scale, accumulator.inside(sums))
+            return y
+        ctx.save_for_backward(kept, weight, scale, None)
         wq = _quantize(weight_quantizer, weight, scale).to(dtype)
         return op(xq.to(dtype), wq, None if bias is None else bias.to(dtype))
 
     @staticmethod
-    @once_differentiable  # what is rebuilt below has lost its history, so second derivatives would be wrong
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, scale = ctx.saved_tensors
+        kept, weight, scale, inside = ctx.saved_tensors
         op, input_quantizer, weight_quantizer, dtype = ctx.plan
+        check_backward(ctx.moment, _moment(input_quantizer, weight_quantizer))
         shape, x_dtype = ctx.x_like
         needs = tuple(ctx.needs_input_grad[:3])
+        if inside is not None:
+            grad = grad * inside
         if kept is None:  # only the input's shape is asked for
             xq = grad.new_empty(1).expand(shape)
         else:
@@ -197,4 +256,4 @@ class _QuantizedMap(torch.autograd.Function):
         if grad_w is not None:
             grad_w = grad_w.to(weight.dtype)
             grad_w = grad_w if weight_quantizer is None else weight_quantizer.pull(grad_w, weight, overwrite=True)
-        return grad_x, grad_w, grad_bias, None, None, None, None, None
+        return grad_x, grad_w, grad_bias, None, None, None, None, None, None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostbit.errors import UsageError
+from frostbit.nn.accumulator import Accumulator, check_bits
 from frostbit.nn.functional import Convolution, Dense, quantized_map
 from frostbit.quantizers import Quantizer, Spec, hard, resolve
 from frostbit.registry import check_choice
@@ -27,6 +28,8 @@ class BinaryLayer(nn.Module):
         weight_scale: ``"mean_abs"`` multiplies hard weight entries by the detached ``mean|w|`` of their filter.
         pad_value: what a convolution pads its quantized input with: 0 (torch's), −1 or +1.
         latent_clip: latent weights are kept in ``[−c, c]`` by `frostbit.clip_latents_` after each step.
+        accumulator_bits: sums of ±1 products are rounded and saturated to that many bits before scale and bias, see
+            `frostbit.nn.Accumulator`; while an operand is soft there is no such sum and nothing is done.
         **kwargs: as the torch layer's.
     """
 
@@ -41,10 +44,11 @@ class BinaryLayer(nn.Module):
         weight_scale: WeightScale = None,
         pad_value: float = 0.0,
         latent_clip: float | None = None,
+        accumulator_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
+        self.set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
         self.sign_direct_()
 
     @classmethod
@@ -71,6 +75,7 @@ class BinaryLayer(nn.Module):
         weight_scale: WeightScale = None,
         pad_value: float = 0.0,
         latent_clip: float | None = None,
+        accumulator_bits: int | None = None,
     ) -> None:
         """Set the binary side of the layer; arguments as in the class."""
         if weight_scale is not None:
@@ -85,6 +90,10 @@ class BinaryLayer(nn.Module):
         self.weight_scale = weight_scale
         self.pad_value = pad_value
         self.latent_clip = latent_clip
+        self.accumulator_bits = check_bits(accumulator_bits)
+        if accumulator_bits is not None and (self.weight_quantizer is None or self.input_quantizer is None):
+            real = "weight" if self.weight_quantizer is None else "input"
+            raise UsageError(f"accumulator_bits={accumulator_bits} is for sums of ±1 products: the {real} is real here")
         direct = self.weight_quantizer is not None and self.weight_quantizer.direct
         if direct and (weight_scale is not None or latent_clip is not None):
             option = "weight_scale" if weight_scale is not None else "latent_clip"
@@ -116,15 +125,23 @@ class BinaryLayer(nn.Module):
             return None
         return self.get_parameter("weight").detach().abs().mean(self.filter_dims(), keepdim=True)
 
+    def accumulator(self, fan_in: int, weight_quantizer: Quantizer | None = None) -> Accumulator | None:
+        """Return what holds sums of ``fan_in`` products; ``None`` without, or while an operand is soft."""
+        if self.accumulator_bits is None:
+            return None
+        operands = self.input_quantizer, weight_quantizer or self.weight_quantizer
+        are_signs = all(operand is not None and operand.is_sign for operand in operands)
+        return Accumulator(self.accumulator_bits, fan_in) if are_signs else None
+
 
 class Linear(BinaryLayer, nn.Linear):
     """`torch.nn.Linear` with quantized input and weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``Q_x(input) @ Q_w(weight)ᵀ + bias``, ``[..., in]`` to ``[..., out]``."""
-        return quantized_map(
-            Dense(), input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer, self.scale()
-        )
+        accumulator = self.accumulator(self.in_features)
+        quantizers = self.input_quantizer, self.weight_quantizer
+        return quantized_map(Dense(), input, self.weight, self.bias, *quantizers, self.scale(), accumulator)
 
 
 class _ConvNd(BinaryLayer):
@@ -148,7 +165,8 @@ class _ConvNd(BinaryLayer):
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode, **value)
             quantizer, padding = None, (0,) * len(self.stride)
         op = Convolution(self.stride, padding, self.dilation, self.groups)
-        y = quantized_map(op, x, self.weight, self.bias, quantizer, self.weight_quantizer, self.scale())
+        accumulator = self.accumulator(self.weight[0].numel())
+        y = quantized_map(op, x, self.weight, self.bias, quantizer, self.weight_quantizer, self.scale(), accumulator)
         return y if batched else y.squeeze(0)
 
 
@@ -174,11 +192,12 @@ class _ConvTransposeNd(BinaryLayer):
         weight_scale: WeightScale = None,
         pad_value: float = 0.0,
         latent_clip: float | None = None,
+        accumulator_bits: int | None = None,
     ) -> None:
         """Set the binary side; ``pad_value`` must be 0."""
         if pad_value != 0:
             raise UsageError(f"a transposed convolution pads nothing: pad_value must be 0, found {pad_value}")
-        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip)
+        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
 
     def scale(self) -> Tensor | None:
         """Return ``mean|w|`` per output channel and group, broadcast against ``weight``."""
@@ -198,7 +217,9 @@ class _ConvTransposeNd(BinaryLayer):
         batched = input.dim() == self.weight.dim()
         x = input if batched else input.unsqueeze(0)
         op = Convolution(self.stride, self.padding, self.dilation, self.groups, True, tuple(output_padding))
-        y = quantized_map(op, x, self.weight, self.bias, self.input_quantizer, self.weight_quantizer, self.scale())
+        accumulator = self.accumulator(self.weight.numel() // self.out_channels)
+        quantizers = self.input_quantizer, self.weight_quantizer
+        y = quantized_map(op, x, self.weight, self.bias, *quantizers, self.scale(), accumulator)
         return y if batched else y.squeeze(0)
 
 
@@ -227,8 +248,9 @@ class Embedding(BinaryLayer, nn.Embedding):
         weight_scale: WeightScale = None,
         pad_value: float = 0.0,
         latent_clip: float | None = None,
+        accumulator_bits: int | None = None,
     ) -> None:
-        """Set the binary side; ``input_quantizer`` is ignored, since indices have no sign."""
+        """Set the binary side; indices have no sign, and nothing is summed: both options of that are ignored."""
         super().set_binary(weight_quantizer, None, weight_scale, pad_value, latent_clip)
         if self.sparse:
             raise UsageError("a binary Embedding needs dense gradients, found sparse=True")

@@ -188,6 +188,26 @@ class FlipOptimizer(Optimizer, ABC):
         """Return how many entries of ``parameter`` have flipped since the first step; of a shard, where sharded."""
         return int(self.state[parameter]["flips"]) if parameter in self.state else 0
 
+    @torch.no_grad()
+    def undecided(self, parameter: Tensor) -> float:
+        """Return the share of entries that would stay whichever sign they had; of a shard, where sharded.
+
+        For Bop and Bop2ndOrder these are the weights with ``|s| ≤ τ``, whose sign is an accident of the start or of
+        the past: a share near 1 says that the threshold decides, near 0 that it hardly acts. Costs two passes over
+        the moments. A rule whose ``flips_where`` looks at more than them cannot be asked.
+        """
+        state = self.state.get(parameter)
+        if not state:
+            return 1.0
+        group = next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
+        tensors = [_local(state[name]) for name in self.moments]
+        decided = 0
+        for moments in _chunks(tensors) if parameter.device.type == "cpu" else [tensors]:
+            w = torch.ones_like(moments[0])
+            for sign in (w, -w):
+                decided += SINGLE.count(self.flips_where(SINGLE, sign, moments, group, state["step"]))
+        return 1 - decided / max(1, tensors[0].numel())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was saved."""
         super().load_state_dict(state_dict)

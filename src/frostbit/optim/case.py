@@ -91,10 +91,28 @@ class CaseOptimizer(Optimizer):
         Raises:
             ValueError: no flip optimizer holds the parameter.
         """
+        return self.rule_of(parameter).flips(parameter)
+
+    def undecided(self, parameter: Tensor) -> float:
+        """Return the share of a parameter's entries that would stay whichever sign they had.
+
+        See `FlipOptimizer.undecided`.
+
+        Raises:
+            ValueError: no flip optimizer holds the parameter.
+        """
+        return self.rule_of(parameter).undecided(parameter)
+
+    def rule_of(self, parameter: Tensor) -> FlipOptimizer:
+        """Return the flip optimizer that holds a parameter.
+
+        Raises:
+            ValueError: there is none.
+        """
         for inner in self.optimizers.values():
             held = (p for group in inner.param_groups for p in group["params"])
             if isinstance(inner, FlipOptimizer) and any(p is parameter for p in held):
-                return inner.flips(parameter)
+                return inner
         raise ValueError(f"no flip optimizer holds this parameter of shape {tuple(parameter.shape)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -63,8 +63,13 @@ class Field:
             count = math.floor(self.draws * rate) - math.floor((self.draws - 1) * rate)
             if count:
                 generator = self._generator(self.draws)
-                again = torch.randint(entries, (count,), generator=generator).to(self.uniform.device)
-                fresh = torch.rand(count, generator=generator).to(self.uniform.device)
+                again = torch.randint(entries, (count,), generator=generator)
+                fresh = torch.rand(count, generator=generator)
+                # an entry may be drawn twice; which write comes last is up to the threads unless it is the only one
+                again, order = again.sort(stable=True)
+                last = torch.ones(count, dtype=torch.bool)
+                torch.ne(again[1:], again[:-1], out=last[:-1])
+                again, fresh = again[last].to(self.uniform.device), fresh[order[last]].to(self.uniform.device)
                 self.uniform.view(-1)[again] = fresh
         if self.rule == "uniform" or self.draws == 0:
             torch.lt(self.uniform, p, out=self.mask)

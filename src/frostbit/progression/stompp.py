@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -80,23 +81,25 @@ class StoMPP(Progression):
         if not self.targets:
             raise UsageError("targets is empty: expected 'weight', 'input' or both")
         self.refresh, self.refresh_rule, self.mask_shape = refresh, refresh_rule, mask
-        self.soft_hardness = soft_hardness
+        self.soft_hardness = _check_hardness(soft_hardness, soft)
         self.drop_frozen = drop_frozen
         self._fields: dict[tuple[int, str], Field] = {}
         self._masked: list[dict[str, Masked]] = []
-        _smooth(soft)
         if "input" in self.targets:  # say what is missing before anything is changed
             for unit in self.units:
                 if unit.input_quantizer is not None:
                     self._shape(unit, "input")
-        for unit in self.units:
-            self._masked.append(dict(self._install(unit, soft, ste)))
-        if not any(self._masked):
+        plan = [list(self._plan(unit, soft, ste)) for unit in self.units]
+        if not any(plan):
             raise UsageError(f"nothing to freeze: no unit of the model has a quantizer for targets={self.targets}")
+        for unit, changes in zip(self.units, plan, strict=True):
+            self._masked.append({role: new for role, _, new in changes})
+            for role, old, new in changes:
+                self._install(unit, role, old, new)
         self._apply_all()
 
-    def _install(self, unit: Unit, soft: Spec, ste: Spec) -> Iterator[tuple[str, Masked]]:
-        """Put masked quantizers in the place of the unit's own, and yield them by role."""
+    def _plan(self, unit: Unit, soft: Spec, ste: Spec) -> Iterator[tuple[str, Quantizer, Masked]]:
+        """Yield a unit's quantizers by role, each with the masked one for its place; the model stays as it is."""
         found: list[tuple[str, Quantizer]] = []
         if "input" in self.targets and unit.input_quantizer is not None:
             found.append(("input", unit.input_quantizer))
@@ -105,12 +108,13 @@ class StoMPP(Progression):
         for role, old in found:
             if old.direct:
                 raise UsageError(f"unit {unit.name!r} has a direct weight, always ±1: StoMPP needs targets=('input',)")
-            new = Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
-            for module in self.model.modules():
-                module._modules.update({name: new for name, child in module._modules.items() if child is old})
-            if role == "input":
-                unit.input_quantizer = new
-            yield role, new
+            yield role, old, Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
+
+    def _install(self, unit: Unit, role: str, old: Quantizer, new: Masked) -> None:
+        for module in self.model.modules():
+            module._modules.update({name: new for name, child in module._modules.items() if child is old})
+        if role == "input":
+            unit.input_quantizer = new
 
     def _shape(self, unit: Unit, role: str) -> tuple[int, ...]:
         if role != "input":
@@ -166,6 +170,12 @@ class StoMPP(Progression):
             "refresh_rule": self.refresh_rule,
             "targets": self.targets,
             "mask": self.mask_shape,
+            "schedule": getattr(self.schedule, "__name__", repr(self.schedule)),
+            "soft_hardness": self.soft_hardness,
+            "drop_frozen": self.drop_frozen,
+            "members": sorted(
+                {f"{type(q.soft).__name__}, {type(q.ste).__name__}" for masked in self._masked for q in masked.values()}
+            ),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,6 +196,18 @@ def _smooth(spec: Spec) -> Quantizer:
     if soft is None or not soft.smooth:
         raise UsageError(f"soft must be a smooth quantizer such as 'clip', found {spec!r}")
     return soft
+
+
+def _check_hardness(ends: tuple[float, float] | None, soft: Spec) -> tuple[float, float] | None:
+    """Return the two ends of a window's hardness if there can be such, ``None`` if none are given."""
+    member = _smooth(soft)
+    if ends is None:
+        return None
+    if len(ends) != 2 or not all(isinstance(end, (int, float)) and 0 < end < math.inf for end in ends):
+        raise UsageError(f"soft_hardness must be two positive numbers, a window's first and last, found {ends!r}")
+    if member.hardness is None:
+        raise UsageError(f"soft_hardness {tuple(ends)} has nothing to act on: soft {soft!r} has no hardness")
+    return ends[0], ends[1]
 
 
 def _surrogate(spec: Spec, role: str) -> Spec:

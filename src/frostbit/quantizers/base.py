@@ -95,6 +95,24 @@ def pass_inside(grad: Tensor, x: Tensor, limit: float = 1.0, out: Tensor | None 
     return inside
 
 
+def check_backward(then: object, now: object) -> None:
+    """Refuse a backward pass that would not belong to its forward pass.
+
+    Args:
+        then: `Quantizer.moment` of all quantizers in the forward pass.
+        now: the same in the backward pass.
+
+    Raises:
+        RuntimeError: a second derivative was asked for, or a mask, hardness or stage has changed in between.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch.is_grad_enabled():
+        raise RuntimeError("a surrogate gradient has no derivative of its own: create_graph=True cannot be had here")
+    if then != now:
+        raise RuntimeError("a quantizer changed between forward and backward: step the progression after backward()")
+
+
 class Quantizer(nn.Module):
     """A pair (F, B) with one scalar hardness; subclass it with an ``F``, a ``B`` or both.
 
@@ -150,6 +168,11 @@ class Quantizer(nn.Module):
         return self.at_latent and self.training and not self._hardened
 
     @property
+    def is_sign(self) -> bool:
+        """Whether what goes out is the sign of every entry, up to a scale."""
+        return not self.bypassed and (self._hardened or self.finished or not self.smooth)
+
+    @property
     def blocks(self) -> bool:
         """Whether no gradient passes, so that the output carries no autograd history."""
         return self._hardened or not self.trainable
@@ -159,13 +182,19 @@ class Quantizer(nn.Module):
         """Share of entries that are exactly ±1 whatever the input: 1 for a hard F, 0 for a smooth one."""
         return 0.0 if self.smooth and not self.finished else 1.0
 
+    @property
+    def moment(self) -> object:
+        """What the forward value depends on beside its input: two that are equal belong to one state."""
+        return self.finished, self._hardened, None if self.hardness is None else self.hardness._version
+
     def value(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Return the forward value in the quantizer's present state.
 
         Args:
             x: the tensor to quantize.
-            scale: a factor on hard entries only (per-filter ``mean|w|``), broadcast against ``x``. It takes no
-                part in the gradient: the scaled sign approximates the latent, whose own derivative is 1.
+            scale: a factor on hard entries (per-filter ``mean|w|``), broadcast against ``x``; a smooth F of which ±1
+                are the levels is brought to these by its class. It takes no part in the gradient: the scaled sign
+                approximates the latent, whose own derivative is 1.
 
         Returns:
             A tensor like ``x``.
@@ -216,6 +245,7 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
         ctx.quantizer = quantizer
+        ctx.moment = None if torch.compiler.is_compiling() else quantizer.moment
         value, kept = quantizer.encode(x)
         ctx.save_for_backward(kept)
         return value if scale is None else quantizer.value(x, scale)
@@ -223,6 +253,7 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
+        check_backward(ctx.moment, None if torch.compiler.is_compiling() else ctx.quantizer.moment)
         return ctx.quantizer.pull(grad, kept), None, None
 
 

@@ -38,6 +38,11 @@ class Masked(Quantizer):
         self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
 
     @property
+    def is_sign(self) -> bool:
+        """Whether every entry is frozen."""
+        return not self.bypassed and (self._hardened or self.stage == "hard")
+
+    @property
     def blocks(self) -> bool:
         """Whether everything is frozen and nothing passes a gradient there."""
         return self._hardened or (self.stage == "hard" and self.ste is None and self.drop_frozen)
@@ -48,6 +53,12 @@ class Masked(Quantizer):
         if self.stage == "mixed" and self.mask is not None:
             return self.mask.float().mean().item()
         return 1.0 if self.stage == "hard" else 0.0
+
+    @property
+    def moment(self) -> object:
+        """Stage and mask, and what the members say of themselves; see `Quantizer.moment`."""
+        mask = None if self.mask is None else (id(self.mask), self.mask._version)
+        return self.stage, mask, self._hardened, self.soft.moment, None if self.ste is None else self.ste.moment
 
     def _mask_for(self, x: Tensor) -> Tensor:
         mask = self.mask
@@ -67,7 +78,7 @@ class Masked(Quantizer):
         if self.stage == "hard" or self._hardened:
             y = hard(x)
             return y if scale is None else y * scale
-        soft = self.soft.F(x, self.soft.hardness)
+        soft = self.soft.value(x, scale)  # clip leaves latents their magnitude, others bring them to the scale
         if self.stage == "soft":
             return soft
         # Products with 0 and 1 are exact, so frozen entries are exactly ±1 (a difference hard − soft is not).

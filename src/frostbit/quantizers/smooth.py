@@ -36,7 +36,9 @@ class Clip(Quantizer):
 class Steep(Quantizer):
     """``F = k·f(μx)``, ``B = k·μ·f'(μx)`` for one curve f from −1 to 1; hardness is μ and the limit is the sign.
 
-    A subclass gives ``curve`` and ``slope`` for arguments within ±30, in float32 or wider, and ``slope_at_0``.
+    A subclass gives ``curve`` and ``slope`` for arguments within ±30, in float32 or wider, and ``slope_at_0``. Where a
+    layer scales its weights by ``mean|w|`` (v), F is ``v·k·f(μx)``, which ends at ±v: nothing jumps when it is made
+    hard.
 
     Args:
         hardness: μ.
@@ -74,6 +76,12 @@ class Steep(Quantizer):
         assert h is not None
         factor = 1 / self.slope_at_0 if self.unit_slope else self.gain(h) * h
         return (factor * self.slope((_wide(x) * h).clamp(-30, 30))).to(x.dtype)
+
+    def value(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return ``scale · F(x)`` while soft, ``scale · sign(x)`` once hard; see `Quantizer.value`."""
+        if scale is None or self.finished or self._hardened:
+            return super().value(x, scale)
+        return self.F(x, self.hardness) * scale
 
     def extra_repr(self) -> str:
         """Show the hardness and the choice of slope."""

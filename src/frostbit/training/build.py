@@ -109,6 +109,7 @@ def load_data(recipe: Recipe) -> Dataset:
         limit_train=config.limit_train,
         limit_test=config.limit_test,
         val_fraction=config.val_fraction,
+        stream=config.stream,
     )
 
 

@@ -17,6 +17,9 @@ from frostbit.training.evaluate import score
 from frostbit.training.health import first_not_finite_state
 from frostbit.training.module import TrainingModule
 
+TOP5_FROM = 100
+"""Number of classes from which top-5 accuracy says something."""
+
 
 class Evaluate(Callback):
     """Adds a row to the curve every ``train.eval_every`` epochs and after the last one."""
@@ -59,9 +62,9 @@ def evaluate_row(module: TrainingModule) -> dict[str, float]:
     for prefix, split in splits.items():
         for name, hardened in (("as_is", False), ("hardened", True)):
             if hardened and is_hard(module.net):
-                row[f"{prefix}acc_hardened"] = row[f"{prefix}acc_as_is"]
+                row.update({key.replace("as_is", name): row[key] for key in list(row) if key.endswith("as_is")})
                 continue
-            loss, accuracy = score(
+            loss, accuracy, top5 = score(
                 module.net,
                 module.loader(split),
                 hardened=hardened,
@@ -69,6 +72,8 @@ def evaluate_row(module: TrainingModule) -> dict[str, float]:
                 reduce=module.sum_over_ranks,
             )
             row[f"{prefix}acc_{name}"] = accuracy
+            if len(module.data.classes) >= TOP5_FROM:
+                row[f"{prefix}top5_{name}"] = top5
             if not hardened:
                 row[f"{prefix}loss"] = loss
     return row

@@ -26,8 +26,8 @@ def score(
     hardened: bool = False,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     reduce: Callable[[Tensor], Tensor] = _same,
-) -> tuple[float, float]:
-    """Return mean cross-entropy and top-1 accuracy.
+) -> tuple[float, ...]:
+    """Return mean cross-entropy, top-1 and top-5 accuracy.
 
     Args:
         net: maps images to logits ``[N, classes]``; evaluated in ``eval`` mode, its mode is restored.
@@ -37,7 +37,7 @@ def score(
         reduce: sums a tensor over the processes that hold parts of the split.
 
     Returns:
-        ``(loss, accuracy)``, accuracy in percent.
+        ``(loss, top-1, top-5)``, accuracies in percent.
     """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -48,7 +48,9 @@ def score(
                 with context():
                     logits = net(images)
                     loss = F.cross_entropy(logits, labels)
-                sums.add(loss, (logits.argmax(1) == labels).sum(), len(labels))
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                among = (best == labels[:, None]).any(1)
+                sums.add(loss, torch.stack([logits.argmax(1) == labels, among]).sum(1), len(labels))
     finally:
         for module, training in modes:
             module.training = training

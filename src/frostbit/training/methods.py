@@ -18,6 +18,7 @@ _MASKED: Preset = {"weight": "ste_clip", "input": "ste_clip"}
 # no latent weight; a flip optimizer moves the signs themselves, Adam the real parameters
 _DIRECT: Preset = {"weight": "direct", "input": "ste_clip"}
 _WEIGHTS_ONLY: Preset = {"weight": "ste_clip", "input": None}
+_ANNEALED: Preset = {"kind": "anneal", "start": 5.0, "end": 500.0, "tail": 0.15}
 # proximal maps that grow from clip to the sign
 _GROWING: Preset = {"kind": "anneal", "start": 1.0, "end": 100.0, "tail": 0.15}
 # A step that starts from the quantized weight applies the map to its own result, so a small hardness adds up: what
@@ -49,7 +50,7 @@ METHODS: dict[str, dict[str, Preset | None]] = {
     "bnn+": {"binarize": {"weight": "bnn+", "input": "ste_clip"}, "progression": None},
     "bnn++": {
         "binarize": {"weight": "bnn++", "input": "ste_clip"},
-        "progression": {"kind": "anneal", "start": 5.0, "end": 500.0, "tail": 0.15},
+        "progression": _ANNEALED,
     },
     "pc": {"binarize": {**_STE, "weight": "prox_linear"}, "progression": _GROWING},
     "parq": {"binarize": {**_STE, "weight": "parq"}, "progression": _GROWING},
@@ -66,5 +67,16 @@ METHODS: dict[str, dict[str, Preset | None]] = {
         "binarize": _DIRECT,
         "progression": {"targets": ["input"], "ste": None},
         "optimizer": {"name": "bop2ndorder", "lr": 0.01},
+    },
+    # the SignSwish pair on activations, weights flip; a slope that grows to 500 would drown the shortcuts' gradients
+    "bop+bnn+": {
+        "binarize": {**_DIRECT, "input": "bnn+"},
+        "progression": None,
+        "optimizer": {"name": "bop", "lr": 0.01},
+    },
+    "bop+bnn++": {
+        "binarize": {**_DIRECT, "input": {"name": "bnn++", "unit_slope": True}},
+        "progression": _ANNEALED,
+        "optimizer": {"name": "bop", "lr": 0.01},
     },
 }

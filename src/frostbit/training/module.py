@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
-from frostbit.data import Augment, Dataset, Loader, Split
+from frostbit.data import Augment, Dataset, Loader, Split, StreamSplit
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_
 from frostbit.progression import Progression
+from frostbit.training.flips import FlipWatch
 from frostbit.training.health import first_not_finite
 from frostbit.training.optimizers import lr_factor, make_hyper_schedule, make_optimizer
 from frostbit.training.recipe import Recipe
@@ -57,6 +59,7 @@ class TrainingModule(L.LightningModule):
         self.progression = progression
         self.checkpoint = checkpoint
         self.record = Record()
+        self.flips: FlipWatch | None = None
         self.seconds_before = 0.0
         self.seconds_evaluating = 0.0
         self._started = time.perf_counter()
@@ -69,7 +72,7 @@ class TrainingModule(L.LightningModule):
         """Seconds of work so far, including those before a resume."""
         return self.seconds_before + time.perf_counter() - self._started
 
-    def loader(self, split: Split, *, train: bool = False) -> Loader:
+    def loader(self, split: Split | StreamSplit, *, train: bool = False) -> Loader:
         """Return this rank's batches of a split on the module's device, shuffled and augmented for training.
 
         Those that are not for training are kept: their images are on the device then.
@@ -77,14 +80,13 @@ class TrainingModule(L.LightningModule):
         if not train and id(split) in self._test_loaders:
             return self._test_loaders[id(split)]
         config = self.recipe
-        augment = config.data.augment
         attached = self._trainer is not None
         loader = Loader(
             split,
             config.train.batch,
             shuffle=train,
             drop_last=train,
-            augment=Augment(flip=augment.flip, crop_pad=augment.crop_pad, crop_per=augment.crop_per) if train else None,
+            augment=Augment(**dataclasses.asdict(config.data.augment)) if train else None,
             mean=self.data.mean,
             std=self.data.std,
             seed=self.seed,
@@ -92,6 +94,7 @@ class TrainingModule(L.LightningModule):
             dtype=torch.float64 if config.train.precision == "64" else torch.float32,
             rank=self.global_rank if attached else 0,
             world_size=self.trainer.world_size if attached else 1,
+            workers=config.data.workers,
         )
         if not train and split is not self.data.train:
             self._test_loaders[id(split)] = loader
@@ -106,6 +109,17 @@ class TrainingModule(L.LightningModule):
         self._train_loader = self.loader(self.data.train, train=True)
         return self._train_loader
 
+    def on_train_start(self) -> None:
+        """Look at whether the flip rule's memory fits the run."""
+        if self.flips is not None:
+            steps = self.recipe.train.epochs * self.steps_per_epoch
+            self.flips.check_memory(steps, self.recipe.optimizer.gamma_end, tell=self.global_rank == 0)
+
+    def on_train_epoch_end(self) -> None:
+        """Look for layers whose weights flip too rarely or too often; runs before the checkpoint is written."""
+        if self.flips is not None:
+            self.flips.check_epoch(self.current_epoch + 1, tell=self.global_rank == 0)
+
     def on_train_epoch_start(self) -> None:
         """Choose the epoch's order of images."""
         assert self._train_loader is not None
@@ -119,6 +133,7 @@ class TrainingModule(L.LightningModule):
             self.progression.attach(optimizer)
         if any(getattr(layer, "latent_clip", None) is not None for layer in self.net.modules()):
             optimizer.register_step_post_hook(lambda *_: clip_latents_(self.net))
+        self.flips = FlipWatch.over(self.net, optimizer, self.record)
         total = config.train.epochs * self.steps_per_epoch
 
         def factor(step: int) -> float:
@@ -154,10 +169,11 @@ class TrainingModule(L.LightningModule):
         self.record.since_row.values = None
         shares = {} if self.recipe.binarize is None else frozen_fraction(self.net)
         shares = {name: round(share, 4) for name, share in shares.items()}
-        self.record.steps.append({"step": step, "loss": loss, "train_acc": accuracy, **shares})
+        flips = {} if self.flips is None else self.flips.row()
+        self.record.steps.append({"step": step, "loss": loss, "train_acc": accuracy, **shares, **flips})
         self.log("loss", loss, prog_bar=True, logger=False)
         if self.logger is not None:
-            self.logger.log_metrics({"train/loss": loss, "train/accuracy": accuracy}, step)
+            self.logger.log_metrics({"train/loss": loss, "train/accuracy": accuracy, **flips}, step)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from bisect import bisect_right
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from frostbit.errors import UsageError
 from frostbit.optim.rules import BIAS_CORRECTIONS
 from frostbit.registry import check_choice
 from frostbit.training.recipe import OptimizerConfig, ScheduleConfig
+from frostbit.units import binary_parameters
 
 #: the rules that move direct weights
 FLIP_RULES: dict[str, type[optim.FlipOptimizer]] = {
@@ -83,7 +85,8 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optim
         net: the network, converted already.
 
     Returns:
-        A torch optimizer; for a flip rule one that moves all other parameters with ``config.rest``.
+        A torch optimizer; for a flip rule one that moves all other parameters with ``config.rest``, where weight
+        decay acts on kernels and not on norms and biases.
 
     Raises:
         UsageError: a hyper-parameter outside its range, or an optimizer that cannot move such weights.
@@ -100,9 +103,18 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optim
             optim.check_pairing(net, optimizer)
             return optimizer
         own = {_ARGUMENTS[field]: getattr(config, field) for field in flip_defaults(config.name)}
-        return optim.CaseOptimizer(net, {"binary": (rule, own)}, default=_plain(config.rest or "adam", config))
+        kind, arguments = _plain(config.rest or "adam", config)
+        cases: dict[str | optim.case.Predicate, optim.case.Rule] = {"binary": (rule, own)}
+        is_real_kernel = partial(_is_kernel, frozenset(id(p) for _, p in binary_parameters(net)))
+        if config.weight_decay and any(is_real_kernel(net, name, p) for name, p in net.named_parameters()):
+            cases[is_real_kernel] = (kind, arguments)
+        return optim.CaseOptimizer(net, cases, default=(kind, arguments | {"weight_decay": 0.0}))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _is_kernel(besides: frozenset[int], _: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and id(parameter) not in besides
 
 
 def _plain(name: str, config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -39,6 +39,7 @@ class BinarizeConfig:
     weight_scale: Annotated[str | None, "scaling of binary weights, e.g. mean_abs"] = None
     pad_value: Annotated[float, "value of the padding around binary inputs"] = 0.0
     latent_clip: Annotated[float | None, "clip latent weights to [-c, c] after each step"] = None
+    accumulator_bits: Annotated[int | None, "bits of the sums of ±1 products; unlimited if left out"] = None
     min_binary_macs: Annotated[float, "smallest accepted share of binary multiply-accumulates"] = 0.8
 
 
@@ -77,7 +78,7 @@ class OptimizerConfig:
     momentum: Annotated[float | None, "sgd: momentum"] = 0.9
     nesterov: Annotated[bool | None, "sgd: Nesterov momentum"] = False
     betas: Annotated[tuple[float, float] | None, "adam, adamw: decay rates of the averages"] = (0.9, 0.999)
-    weight_decay: Annotated[float, "weight decay, of the real parameters where weights flip"] = 0.0
+    weight_decay: Annotated[float, "weight decay; of the real kernels alone where weights flip"] = 0.0
     grad_at: Annotated[Place | None, "latent weights: where their gradient is taken"] = "quantized"
     step_from: Annotated[Place | None, "latent weights: where their step starts"] = "latent"
     rest: Annotated[str | None, "flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"
@@ -111,18 +112,23 @@ class AugmentConfig:
     flip: Annotated[bool, "mirror half of the images"] = False
     crop_pad: Annotated[int, "pixels of padding before a random crop"] = 0
     crop_per: Annotated[Literal["image", "batch"], "one crop offset per image or per batch"] = "image"
+    crop_scale: Annotated[float | None, "streamed images: smallest share of the area that a random crop spans"] = None
 
 
 @dataclass
 class DataConfig:
     """What is learned."""
 
-    name: Annotated[str, "data set: digits, cifar10, cifar100, or any name with a path"] = "digits"
+    name: Annotated[str, "data set: digits, cifar10, cifar100, tiny-imagenet, imagenet, or folder with a path"] = (
+        "digits"
+    )
     path: Annotated[str | None, "folder of parquet files or class folders"] = None
     size: Annotated[int | None, "resize images to this height and width"] = None
     limit_train: Annotated[int | None, "use this many training images"] = None
     limit_test: Annotated[int | None, "use this many test images"] = None
     val_fraction: Annotated[float, "share of the training images held out for validation"] = 0.0
+    stream: Annotated[bool | None, "decode images when they are needed; if left out, for imagenet alone"] = None
+    workers: Annotated[int | None, "processes that decode streamed images; one for each core if left out"] = None
     augment: Annotated[AugmentConfig, "changes to the training images"] = field(default_factory=AugmentConfig)
 
 
@@ -154,6 +160,7 @@ class PaperConfig:
     figure: Annotated[str | None, "figure or table"] = None
     standing: Annotated[str | None, "how well that figure is known: V, S, R or D"] = None
     source: Annotated[str | None, "where it was published"] = None
+    values: Annotated[dict[str, float], "{arm: published accuracy, percent}"] = field(default_factory=dict)
 
 
 @dataclass
@@ -172,4 +179,8 @@ class Recipe:
     init_from: Annotated[str | None, "checkpoint of a float run to start from"] = None
     seeds: Annotated[list[int], "seeds of initial weights, data order and masks"] = field(default_factory=lambda: [0])
     arms: Annotated[dict[str, dict[str, Any] | None], "{arm: settings that differ}"] = field(default_factory=dict)
+    scales: Annotated[dict[str, dict[str, Any] | None], "{smaller scale: settings, arms and seeds that differ}"] = (
+        field(default_factory=dict)
+    )
+    scale: Annotated[str, "full, or which of the scales this is"] = "full"
     paper: Annotated[PaperConfig | None, "the published figure it answers to"] = field(default_factory=PaperConfig)

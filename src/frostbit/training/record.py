@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: evaluations, and the finer trace of the saw-tooth."""
+"""What a run writes down while it goes: evaluations, the finer trace of the saw-tooth and the flips, warnings."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Sums:
         self.values: Tensor | None = None
 
     def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
-        """Add a batch: its mean loss, its number of hits, its size."""
-        size = correct.new_tensor(count)
-        new = torch.stack([loss.detach().double() * count, correct.double(), size.double()])
+        """Add a batch: its mean loss, its number of hits (of one or of several kinds), its size."""
+        hits = correct.double().reshape(-1)
+        new = torch.cat([loss.detach().double().reshape(1) * count, hits, hits.new_tensor([count])])
         # restored sums are on the CPU until the network has moved to its device
         self.values = new if self.values is None else self.values.to(new.device) + new
 
-    def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Return mean loss and accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
+    def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
+        """Return mean loss and each accuracy in percent over all ranks; ``(nan, nan)`` if nothing was added."""
         if self.values is None:
             return float("nan"), float("nan")
-        loss, correct, count = reduce(self.values).tolist()
-        return round(loss / count, 6), round(100 * correct / count, 4)
+        loss, *correct, count = reduce(self.values).tolist()
+        return round(loss / count, 6), *(round(100 * hits / count, 4) for hits in correct)
 
 
 class Record:
@@ -47,6 +47,10 @@ class Record:
         self.steps: list[Row] = []
         self.since_evaluation = Sums()
         self.since_row = Sums()
+        #: at the last "row" and at the last "epoch"'s end: {layer: (flips, steps) of its weights so far}
+        self.flip_counts: dict[str, dict[str, tuple[int, int]]] = {"row": {}, "epoch": {}}
+        #: what the run was warned of: {"about": kind, "layers": names, "text": sentence}
+        self.warnings: list[Row] = []
 
     def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
         """Add a training batch; see :meth:`Sums.add`."""
@@ -60,11 +64,14 @@ class Record:
             "steps": [dict(row) for row in self.steps],
             "since_evaluation": self.since_evaluation.values,
             "since_row": self.since_row.values,
+            "flip_counts": {moment: dict(counts) for moment, counts in self.flip_counts.items()},
+            "warnings": [dict(row) for row in self.warnings],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.curve, self.steps = list(state["curve"]), list(state["steps"])
+        self.curve, self.steps, self.warnings = (list(state[name]) for name in ("curve", "steps", "warnings"))
+        self.flip_counts = {moment: dict(counts) for moment, counts in state["flip_counts"].items()}
         for name in ("since_evaluation", "since_row"):
             getattr(self, name).values = state[name]
 

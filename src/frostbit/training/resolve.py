@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -172,6 +173,67 @@ def overlay(*layers: Flat) -> Flat:
     return merged
 
 
+def read_recipe_file(path: str | Path) -> Flat:
+    """Read a recipe and what it is based on.
+
+    Args:
+        path: a YAML file. Its ``base``, a path beside it, names a recipe whose settings hold where the file is silent;
+            settings of a scale are merged scale by scale.
+
+    Returns:
+        Flat settings.
+
+    Raises:
+        UsageError: as `read_yaml` and `flatten`; or a recipe that is its own base.
+    """
+    layers: list[Flat] = []
+    files: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if following.resolve() in files:
+            raise UsageError(f"recipe {str(path)!r} is based on itself, through {str(following)!r}")
+        files.append(following.resolve())
+        data = read_yaml(following)
+        base = data.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise UsageError(f"{str(following)!r}: base must be the path of a recipe beside it, found {base!r}")
+        layers.insert(0, flatten(data, str(following)))
+        following = following.parent / base if base else None
+    scales: dict[str, Flat] = {}
+    for layer in layers:
+        for scale, settings in (layer.get("scales") or {}).items():
+            scales[scale] = overlay(scales.get(scale, {}), flatten(settings or {}, f"scale {scale!r}"))
+    return overlay(*layers, {"scales": scales} if scales else {})
+
+
+def at_scale(stated: Flat, scale: str | None) -> Flat:
+    """Bring a recipe to one of its smaller scales.
+
+    Args:
+        stated: flat settings of the recipe file, which describes the full scale.
+        scale: ``None`` or ``"full"`` for the recipe as it is, else one of its ``scales``. Their settings win over the
+            recipe's, those of their ``arms`` over the arm's; the name gets the scale as its ending.
+
+    Raises:
+        UsageError: no such scale, or settings for an arm that the recipe does not have.
+    """
+    if scale is None or scale == "full":
+        return stated
+    scales, arms = stated.get("scales") or {}, stated.get("arms") or {}
+    if scale not in scales:
+        raise UsageError(f"the recipe has no scale {scale!r}: {nearest(scale, ['full', *scales])}")
+    smaller = flatten(scales[scale] or {}, f"scale {scale!r}")
+    changes = smaller.pop("arms", None) or {}
+    for arm in changes:
+        if arm not in arms:
+            raise UsageError(f"scale {scale!r} changes an arm that the recipe lacks, {arm!r}: {nearest(arm, arms)}")
+    both = {
+        arm: overlay(*(flatten(settings.get(arm) or {}, f"arm {arm!r}") for settings in (arms, changes)))
+        for arm in arms
+    }
+    return overlay(stated, smaller, {"arms": both, "scale": scale, "name": f"{stated.get('name', 'run')}-{scale}"})
+
+
 def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     """Apply the method's preset below what was stated, check everything and return the complete recipe.
 
@@ -236,7 +298,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 # what may change between two parts of one run
-_RUNTIME = {"train.threads", "train.checkpoint_every", "data.path"}
+_RUNTIME = {"train.threads", "train.checkpoint_every", "data.path", "data.workers"}
 # what the data set fills in
 _FILLED = {"model.num_classes", "model.input_size"}
 
@@ -254,9 +316,9 @@ def changed(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain nested data, without its arms and seeds, as results store it."""
+    """Return a recipe as plain nested data, without its arms, scales and seeds, as results store it."""
     data = dataclasses.asdict(recipe)
-    del data["arms"], data["seeds"]
+    del data["arms"], data["scales"], data["seeds"]
     # plain data has no tuples, and what is read back from a file must compare equal
     for section, field in (("optimizer", "betas"), ("progression", "soft_hardness")):
         if data[section] and data[section][field] is not None:
@@ -267,13 +329,19 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 _TOP = {f.name for f in dataclasses.fields(Recipe)}
 
 
-def _typed(flat: Flat) -> Flat:
-    from jsonargparse import ArgumentError, ArgumentParser
+@functools.cache
+def _parser(name: str) -> Any:
+    """Return a parser of one setting's values; making one costs as much as a hundred uses."""
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    for name in flat:
-        if name in SETTINGS:
-            parser.add_argument(f"--{name}", type=SETTINGS[name].kind)
+    parser.add_argument("--value", type=SETTINGS[name].kind)
+    return parser
+
+
+def _typed(flat: Flat) -> Flat:
+    from jsonargparse import ArgumentError
+
     typed: Flat = {}
     for name, value in flat.items():
         if name not in SETTINGS:
@@ -284,7 +352,7 @@ def _typed(flat: Flat) -> Flat:
             typed[name] = _choice(name, str(value), choices)  # YAML reads `precision: 32` as a number
             continue
         try:
-            typed[name] = parser.parse_object({name: value}, defaults=False)[name]
+            typed[name] = _parser(name).parse_object({"value": value}, defaults=False)["value"]
         except (ArgumentError, TypeError, ValueError):
             raise UsageError(f"{name} must be {describe(SETTINGS[name].kind)}, found {value!r}") from None
     return typed
@@ -383,4 +451,5 @@ _BOUNDS = (
     ("data.limit_train", 1, False),
     ("data.limit_test", 1, False),
     ("data.augment.crop_pad", 0, False),
+    ("data.workers", 0, False),
 )

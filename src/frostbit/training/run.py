@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
 from frostbit.training.build import Built, build
-from frostbit.training.callbacks import Evaluate, Save
+from frostbit.training.callbacks import TOP5_FROM, Evaluate, Save
 from frostbit.training.evaluate import score
 from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json, write_atomically, write_json
 from frostbit.training.module import TrainingModule
@@ -134,12 +135,12 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
     context = trainer.precision_plugin.forward_context
     net = module.net
     test = module.loader(built.data.test)
-    raw = score(net, test, hardened=True, context=context)[1]
+    _, raw, top5 = score(net, test, hardened=True, context=context)
     recalibrated = raw
     if built.recipe.binarize is not None and built.recipe.train.recalibrate_batches:
         with context():
             recalibrate_(net, recalibration_batches(module))
-        recalibrated = score(net, test, hardened=True, context=context)[1]
+        _, recalibrated, top5 = score(net, test, hardened=True, context=context)
     save_state(folder / "final.pt", net)
     curve = module.record.curve
     return {
@@ -150,19 +151,31 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "git": git_state(),
         "versions": versions(),
         "hardware": hardware(module.device),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(module.seconds, 2),
         "seconds_evaluating": round(module.seconds_evaluating, 2),
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
         "curve": curve,
-        "final": {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"]},
+        "warnings": [row["text"] for row in module.record.warnings],
+        "final": {
+            "raw": raw,
+            "recalibrated": recalibrated,
+            **({"top5": top5} if len(built.data.classes) >= TOP5_FROM else {}),
+            "train": curve[-1]["train_acc"],
+        },
     }
 
 
 def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
-    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew."""
+    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew.
+
+    Full batches only: a ragged one would weigh as much as the others, and one image has no variance.
+    """
+    config = module.recipe.train
     batches = module.loader(module.data.train)
-    return (images for images, _ in islice(batches, module.recipe.train.recalibrate_batches))
+    full = len(module.data.train) // config.batch
+    return (images for images, _ in islice(batches, min(config.recalibrate_batches, full)))
 
 
 def save_state(path: Path, net: torch.nn.Module) -> None:

@@ -1,0 +1,143 @@
+"""``frostbit reproduce``: the published tables, each a command, beside what was measured here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frostbit.analysis.tables import HEADINGS, ArmSummary, cells, markdown, summarize
+from frostbit.cli.compare import add_options, compare
+from frostbit.cli.options import make_parser, parse
+from frostbit.errors import UsageError
+from frostbit.registry import nearest
+from frostbit.training.files import read_json, write_atomically
+from frostbit.training.resolve import read_recipe_file
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one table, or list all; return the exit code."""
+    parser = make_parser(
+        "reproduce",
+        "Run a published table by name, at full scale or at one that a laptop finishes. Finished runs are not "
+        "repeated, interrupted ones go on where they stopped.",
+        usage="NAME [--scale cpu] [options] | --list | --table",
+        without=["method", "name"],
+    )
+    parser.add_argument("recipe", nargs="?", type=str | None, metavar="NAME", help="a name that --list shows")
+    parser.add_argument("--list", action="store_true", help="show every table with its published and measured figures")
+    parser.add_argument("--table", action="store_true", help="write them to README.md in the folder of results")
+    add_options(parser)
+    parser.add_argument("--recipes", type=str, default="recipes", help="folder of the recipes")
+    parser.add_argument("--results", type=str, default="results", help="folder of the results")
+    own, given = parse(parser, argv)
+    if sum([own["recipe"] is not None, own["list"], own["table"]]) != 1:
+        raise UsageError("frostbit reproduce needs one of: a name, --list, --table")
+    tables = find_tables(Path(own["recipes"]), Path(own["results"]))
+    if own["list"]:
+        show(tables)
+        return 0
+    if own["table"]:
+        path = Path(own["results"]) / "README.md"
+        write_atomically(path, page(tables))
+        print(path)
+        return 0
+    names = [table.name for table in tables]
+    if own["recipe"] not in names:
+        raise UsageError(f"no recipe {own['recipe']!r} in {own['recipes']!r}: {nearest(own['recipe'], names)}")
+    path = Path(own["recipes"]) / f"{own['recipe']}.yaml"
+    return compare({**own, "recipe": str(path), "config": None, "methods": None}, given)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one table at one scale."""
+
+    scale: str
+    arms: list[ArmSummary]
+    date: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One recipe that answers to a publication, and its results so far."""
+
+    name: str
+    paper: dict[str, Any]
+    scales: list[str]
+    measured: list[Measured]
+
+
+def find_tables(recipes: Path, results: Path) -> list[Table]:
+    """Read every recipe with a ``paper`` section and the results that lie in ``results/<name>[-<scale>]``.
+
+    Raises:
+        UsageError: no such folder of recipes.
+    """
+    if not recipes.is_dir():
+        raise UsageError(f"no folder of recipes at {str(recipes)!r}: run this in a clone, or name one with --recipes")
+    tables = []
+    for path in sorted(recipes.glob("*.yaml")):
+        stated = read_recipe_file(path)
+        paper = {name.partition(".")[2]: value for name, value in stated.items() if name.startswith("paper.")}
+        if paper:
+            name, scales = str(stated.get("name", path.stem)), ["full", *(stated.get("scales") or {})]
+            order = list(stated.get("arms") or {})
+            tables.append(Table(name, paper, scales, list(_measured(name, scales, order, results))))
+    return tables
+
+
+def _measured(name: str, scales: Sequence[str], order: Sequence[str], results: Path) -> Iterator[Measured]:
+    for scale in scales:
+        folder = results / (name if scale == "full" else f"{name}-{scale}")
+        found = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
+        found = sorted((run for run in found if run["arm"] in order), key=lambda run: order.index(run["arm"]))
+        if found:
+            yield Measured(scale, summarize(found), max(str(run.get("date", "-")) for run in found))
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print the list."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    for heading in ("recipe", "published", "", "measured here: arm mean ± sd", "scale", "date"):
+        grid.add_column(heading, overflow="fold", no_wrap=heading in ("scale", "date"))
+    for table in tables:
+        first = (table.name, str(table.paper.get("figure", "")), str(table.paper.get("standing", "")))
+        none = Measured(f"({' '.join(table.scales)})", [], "")
+        for number, measured in enumerate(table.measured or [none]):
+            figures = ", ".join(f"{arm.arm} {arm.recalibrated}" for arm in measured.arms) or "-"
+            grid.add_row(*(first if number == 0 else ("", "", "")), figures, measured.scale, measured.date)
+    Console(width=None if sys.stdout.isatty() else 120).print(grid)
+
+
+_HEADINGS = (HEADINGS[0], "published %", *HEADINGS[1:])
+
+
+def page(tables: Sequence[Table]) -> str:
+    """Return the page of all results as Markdown; every figure in it comes from a result file."""
+    parts = [
+        "# Results\n",
+        "Written by `frostbit reproduce --table` from the files beside it. Accuracy is that of the fully binary "
+        "network on the test images at the last epoch, mean ± standard deviation over seeds, batch norm recalibrated "
+        "on training images, or raw. *Standing* says how well a published figure is known: V verified, S second-hand, "
+        "R recalled, D a choice of ours. A smaller scale (`cpu`) shows the sign of an effect, not its size.\n",
+    ]
+    for table in tables:
+        paper = {"figure": "-", "source": "-", "standing": "-", **table.paper}
+        said = "Published: {figure} ({source}; standing {standing}).".format_map(paper)
+        parts.append(f"## {table.name}\n\n{said}\n")
+        values = paper.get("values") or {}
+        for measured in table.measured:
+            command = f"frostbit reproduce {table.name}" + (
+                f" --scale {measured.scale}" if measured.scale != "full" else ""
+            )
+            rows = [(arm.arm, str(values.get(arm.arm, "-")), *cells(arm)[1:]) for arm in measured.arms]
+            parts.append(f"`{command}`, {measured.date}:\n\n{markdown(_HEADINGS, rows)}")
+        if not table.measured:
+            parts.append(f"Not run yet; scales: {', '.join(table.scales)}.\n")
+    return "\n".join(parts)
