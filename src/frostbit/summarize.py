@@ -149,5 +149,5 @@ def _count(model: nn.Module, example_input: Any) -> list[Row]:
             if real:
                 rows[f"{path} (bias)"] = Row(f"{path} (bias)", kind, 32, real, 4 * real, 0)
         elif real or count:
-            rows[path] = Row(path, kind, 32, real, 4 * real, count)
+            rows[path] = Row(path or "(the model's own)", kind, 32, real, 4 * real, count)
     return list(rows.values())

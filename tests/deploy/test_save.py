@@ -48,6 +48,13 @@ def test_every_family(name: str, placement: str, options: dict[str, Any], tmp_pa
     assert saved.parity.agreement == 1
 
 
+@pytest.mark.parametrize(("name", "options"), [("vit_tiny", {"weight_scale": "mean_abs"}), ("xnornet", {})])
+def test_families_of_their_own_make(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Tokens, whose batch is read by len(); poolings between sums and norms, padding beyond half a kernel."""
+    model, x = zoo.ready(name, **options)
+    check(model, x, tmp_path / "net.safetensors")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(fb.models.list()) - set(QUICK)))
 @pytest.mark.parametrize("placement", ["input", "activation"])
@@ -188,6 +195,23 @@ def test_unknown_encodings_and_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(fb.UsageError, match="names of 10 classes, found 2"):
         fb.deploy.save(model, x, tmp_path / "net.safetensors", labels=["cat", "dog"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_accumulators_of_few_bits(tmp_path: Path) -> None:
+    """Before a sign they are part of the comparison; elsewhere only what saturates can be packed."""
+    model = zoo.tiny("binarynet")
+    x = zoo.batch_for(model)
+    exact = {"conv1": {"accumulator_bits": None}, "fc9": {"accumulator_bits": 8}}
+    fb.binarize_(model, accumulator_bits=4, overrides=exact)
+    assert model.conv4.accumulator(36).step > 1
+    check(zoo.look_trained(model, x), x, tmp_path / "net.safetensors")
+    kinds = [op.kind for op in frostbit_runtime.read(tmp_path / "net.safetensors").ops]
+    assert (kinds.count("threshold"), kinds.count("clip")) == (7, 1)
+
+    model = zoo.tiny("resnet8")
+    fb.binarize_(model, accumulator_bits=3)
+    with pytest.raises(fb.UsageError, match=r"'layer1.0.conv2' rounds numbers down, as an accumulator of few bits"):
+        fb.deploy.save(model, zoo.batch_for(model), tmp_path / "other.safetensors")
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ import frostbit as fb
 from frostbit.models.factory import MODELS
 
 #: odd sizes where the network allows
-SIZES = {"binarynet": 19, "mlp": 5, "resnet8": 9, "resnet10": 13}
+SIZES = {"binarynet": 19, "mlp": 5, "resnet8": 9, "resnet10": 13, "xnornet": 57, "vit_tiny": 12}
 
 
 def tiny(name: str) -> nn.Module:
     """One of `frostbit.models`, as small as it comes."""
     known = inspect.signature(MODELS.get(name)).parameters
-    wanted = {"width": 4, "input_size": SIZES.get(name), "hidden": [24, 24, 24]}
-    return fb.models.create(name, **{key: value for key, value in wanted.items() if key in known and value})
+    width = 16 if "depth" in known else 4
+    wanted = {"width": width, "depth": 2, "heads": 2, "input_size": SIZES.get(name, 32), "hidden": [24, 24, 24]}
+    return fb.models.create(name, **{key: value for key, value in wanted.items() if key in known})
 
 
 def look_trained(model: nn.Module, batch: Tensor) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import nn
 from frostbit import nn as fnn
 from frostbit.deploy import packed
 from frostbit.errors import UsageError
+from frostbit.evaluation import hardened
 from frostbit.nn import Binarizer, BinaryLayer
 from frostbit.quantizers import Quantizer
 
@@ -47,8 +48,8 @@ def convert(model: nn.Module) -> nn.Module:
 
 def pack(model: nn.Module) -> nn.Module:
     """Do what `convert` does, without a word about units that are not binary yet."""
-    with torch.no_grad():
-        result = copy.deepcopy(model).eval().requires_grad_(False)
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    with torch.no_grad(), hardened(result):
         result.__dict__.pop("_frostbit_units", None)
         # an attention module comes before its own output projection, and every layer before its quantizers
         for path, module in list(result.named_modules()):
@@ -91,11 +92,6 @@ def _pack(path: str, layer: BinaryLayer) -> nn.Module:
         raise UsageError(
             f"layer {path!r} is a {type(layer).__name__} with a forward of its own, which cannot be packed: "
             f"expected one of {', '.join(k.__name__ for k in _PACKED)}"
-        )
-    if getattr(layer, "accumulator_bits", None) is not None:
-        raise UsageError(
-            f"layer {path!r} was trained with accumulator_bits={layer.accumulator_bits}, but a packed layer adds up "
-            "exactly: set accumulator_bits=None and recalibrate before packing"
         )
     for name, parameter, _ in layer.latents():
         if parameter.isnan().any():

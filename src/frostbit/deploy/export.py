@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from frostbit.deploy import aten, passes
 from frostbit.deploy.lower import HANDLERS, Lowering
-from frostbit.deploy.values import Graph, Value
+from frostbit.deploy.values import Graph, Value, sizes_of
 from frostbit.errors import UsageError
 from frostbit.graph import as_arguments
 
@@ -74,13 +74,14 @@ def _has_length(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() == (3 if leaf.is_floating_point() else 2)
 
 
-def export(network: nn.Module, arguments: Arguments, sequences: bool) -> ExportedProgram:
+def export(network: nn.Module, arguments: Arguments, sequences: bool, strict: bool = False) -> ExportedProgram:
     """Return torch's graph in functional ATen, with the operators of our table left whole.
 
     Args:
         network: in evaluation mode.
         arguments: positional and keyword arguments, at least two samples.
         sequences: whether lengths of sequences may stay open too.
+        strict: whether torch reads the code instead of running it.
     """
 
     def open_sizes(leaf: Any) -> Any:
@@ -93,7 +94,7 @@ def export(network: nn.Module, arguments: Arguments, sequences: bool) -> Exporte
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, about its own code
         try:
-            exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=strict)
             if not all(_plain_call(node) for node in exported.graph.nodes):  # it costs as much as the export itself
                 known = torch.export.default_decompositions().items()
                 exported = exported.run_decompositions({target: how for target, how in known if target not in HANDLERS})
@@ -103,6 +104,14 @@ def export(network: nn.Module, arguments: Arguments, sequences: bool) -> Exporte
             raise UsageError(
                 f"torch cannot export {type(network).__name__}, so it cannot be packed ({line})"
             ) from error
+
+
+def _fixed_batch(exported: ExportedProgram) -> int | None:
+    """Return the first size of the first input if it is a number."""
+    names = set(exported.graph_signature.user_inputs)
+    found = (node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in names)
+    sizes = next((sizes_of(tensor) for tensor in found if isinstance(tensor, Tensor)), ())
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
 
 def _plain_call(node: fx.Node) -> bool:
@@ -115,6 +124,15 @@ def _plain_call(node: fx.Node) -> bool:
 
 def _lower(network: nn.Module, arguments: Arguments, sequences: bool) -> Lowered:
     exported = export(network, arguments, sequences)
+    if _fixed_batch(exported) is not None:
+        # len(x) and the like make numbers of sizes; torch's other, slower way to look at the code sees through them
+        exported = export(network, arguments, sequences, strict=True)
+    batch = _fixed_batch(exported)
+    if batch is not None:
+        raise UsageError(
+            f"{type(network).__name__} fixes its batch to {batch} in forward, so it cannot be packed: take sizes from "
+            "x.shape and do not make numbers of them"
+        )
     signature = exported.graph_signature
     specs = {getattr(spec.arg, "name", None): spec for spec in signature.input_specs}
     lowering, env, inputs = Lowering(), dict[fx.Node, Any](), []
@@ -135,14 +153,16 @@ def _lower(network: nn.Module, arguments: Arguments, sequences: bool) -> Lowered
             wanted = zip(signature.output_specs, node.args[0], strict=True)
             results = [env.get(arg) for spec, arg in wanted if spec.kind == OutputKind.USER_OUTPUT]
             lowering.graph.outputs = [_result(lowering, x) for x in results if isinstance(x, Value)]
-    if inputs and inputs[0][1] and inputs[0][1][0] is not None:
-        raise UsageError(
-            f"{type(network).__name__} fixes its batch to {inputs[0][1][0]} in forward, so it cannot be packed: take "
-            "sizes from x.shape (len(x) and int(...) make numbers of them)"
-        )
     if not lowering.graph.outputs:
         raise UsageError(f"{type(network).__name__} returns nothing that depends on its input")
-    return Lowered(passes.run(lowering.graph), inputs)
+    graph = passes.run(lowering.graph)
+    rounding = next((node for node in graph.nodes if node.kind == "floor"), None)
+    if rounding is not None:
+        raise UsageError(
+            f"{rounding.path!r} rounds numbers down, as an accumulator of few bits does for long sums: a packed "
+            "network can do so only before a sign (more accumulator_bits, or None, for this layer)"
+        )
+    return Lowered(graph, inputs)
 
 
 def _stored(exported: ExportedProgram, spec: InputSpec) -> Any:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from frostbit import nn as fnn
 from frostbit.deploy import ops
 from frostbit.errors import UsageError
-from frostbit.nn import BinaryLayer
+from frostbit.nn import Accumulator, BinaryLayer
 from frostbit.quantizers import Quantizer
 
 
@@ -32,6 +32,7 @@ class PackedLayer(nn.Module):
         scale: the factor of each output channel ``[O]``, or ``None``.
         bias: a real bias ``[O]``, or ``None``.
         binary_input: whether the layer takes the sign of its input.
+        accumulator: what holds the sums, before scale and bias.
 
     Attributes:
         bits: the weight, uint8 ``[⌈n / 8⌉]``, see `frostbit.deploy.ops`.
@@ -42,8 +43,16 @@ class PackedLayer(nn.Module):
     scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, binary_input: bool) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        binary_input: bool,
+        accumulator: Accumulator | None = None,
+    ) -> None:
         super().__init__()
+        self.accumulator = accumulator
         self.shape = list(weight.shape)
         # follows the module's own moves, as the weight would
         self.register_buffer("like", weight.detach().new_empty(0), persistent=False)
@@ -59,8 +68,9 @@ class PackedLayer(nn.Module):
         return weight
 
     def finish(self, y: Tensor, dims: int) -> Tensor:
-        """Apply scale and bias along the channel axis, behind which come ``dims`` further dimensions."""
+        """Hold the sums, apply scale and bias along the channel axis, behind which come ``dims`` further dimensions."""
         tail = [1] * dims
+        y = y if self.accumulator is None else self.accumulator.hold(y)
         y = y if self.scale is None else y * self.scale.to(y.dtype).reshape(-1, *tail)
         return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, *tail)
 
@@ -80,7 +90,8 @@ class PackedConv(PackedLayer):
 
     def __init__(self, layer: BinaryLayer) -> None:
         assert isinstance(layer, nn.modules.conv._ConvNd)
-        super().__init__(layer.weight, layer.scale(), layer.bias, layer.input_quantizer is not None)
+        accumulator = layer.accumulator(layer.weight[0].numel())
+        super().__init__(layer.weight, layer.scale(), layer.bias, layer.input_quantizer is not None, accumulator)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         self.sides = list(layer._reversed_padding_repeated_twice)  # as F.pad wants them: the last dimension first
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -119,7 +130,8 @@ class PackedConvTranspose(PackedLayer):
         scale = layer.scale()
         if scale is not None:  # equal in all input channels of a group
             scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
-        super().__init__(layer.weight, scale, layer.bias, layer.input_quantizer is not None)
+        accumulator = layer.accumulator(layer.weight.numel() // layer.out_channels)
+        super().__init__(layer.weight, scale, layer.bias, layer.input_quantizer is not None, accumulator)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         self.padding = [int(side) for side in layer.padding]  # torch takes no words here
         self.output_padding = layer.output_padding
@@ -175,17 +187,20 @@ class PackedAttention(fnn.MultiheadAttention):
     def of(cls, attention: fnn.MultiheadAttention) -> fnn.MultiheadAttention:
         """Turn a binary attention module into this one, in place; its ``out_proj`` is a layer of its own."""
         latents = [parameter for _, parameter, _ in attention.latents()]
+        quantizers = [quantizer for _, _, quantizer in attention.latents()]
         weights = list(latents[0].chunk(3)) if len(latents) == 1 else latents
         biases = [None] * 3 if attention.in_proj_bias is None else list(attention.in_proj_bias.chunk(3))
         scales = [None if attention.weight_scale is None else w.detach().abs().mean(1) for w in weights]
         binary_input = attention.input_quantizer is not None
         for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"):
             attention.register_parameter(name, None)
+        projections = nn.ModuleList(
+            PackedLinear(w, s, b, binary_input, attention.accumulator(w.shape[1], quantizers[0]))
+            for w, s, b in zip(weights, scales, biases, strict=True)
+        )
         attention.weight_quantizer = attention.input_quantizer = None
         attention.projection_quantizers = nn.ModuleDict()
-        attention.projections = nn.ModuleList(
-            PackedLinear(w, s, b, binary_input) for w, s, b in zip(weights, scales, biases, strict=True)
-        )
+        attention.projections = projections
         attention.__class__ = cls
         return attention
 
@@ -202,4 +217,5 @@ class PackedAttention(fnn.MultiheadAttention):
 def linear(layer: BinaryLayer) -> PackedLinear:
     """Return the packed form of a binary linear layer."""
     assert isinstance(layer, fnn.Linear)
-    return PackedLinear(layer.weight, layer.scale(), layer.bias, layer.input_quantizer is not None)
+    accumulator = layer.accumulator(layer.in_features)
+    return PackedLinear(layer.weight, layer.scale(), layer.bias, layer.input_quantizer is not None, accumulator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -46,20 +47,30 @@ def _swap(graph: Graph, first: Node, second: Node, middle: Value) -> None:
 
 
 def pool_sums(graph: Graph) -> None:
-    """Let a max pool of exact sums overtake an affine map that never falls, where another affine map follows.
+    """Let a max pool overtake steps that never fall, back to exact sums, where another affine map follows.
 
     Pooled sums are exact sums, so that scale, norm and sign behind the pool become one comparison.
     """
-    readers, producers = graph.readers(), graph.producers()
     followed = {node.inputs[0] for node in graph.nodes if node.kind == "affine"}
-    for pool in graph.nodes:
-        affine = producers.get(pool.inputs[0]) if pool.kind == "max_pool" and pool.output in followed else None
-        if affine is None or affine.kind != "affine" or readers[affine.output] > 1:
+    for pool in [node for node in graph.nodes if node.kind == "max_pool" and node.output in followed]:
+        readers, producers = graph.readers(), graph.producers()
+        steps, name = [pool], pool.inputs[0]
+        while name in producers and readers[name] == 1 and _never_falls(producers[name]):
+            steps.append(producers[name])
+            name = producers[name].inputs[0]
+        sums = graph.values[name]
+        if sums.kind != "int":
             continue
-        scale, sums = affine.tensors.get("scale"), graph.values[affine.inputs[0]]
-        if sums.kind == "int" and (scale is None or bool((scale >= 0).all())):
-            pooled = dataclasses.replace(graph.values[pool.output], name=affine.output, kind="int", bound=sums.bound)
-            _swap(graph, affine, pool, pooled)
+        pooled = graph.values[pool.output].shape
+        for after, before in itertools.pairwise(steps):  # one place to the front with each
+            _swap(graph, before, after, Value(before.output, "real", pooled))
+        last = steps[-1].output
+        graph.values[last] = Value(last, "int", pooled, sums.bound)
+
+
+def _never_falls(node: Node) -> bool:
+    scale = node.tensors.get("scale")
+    return node.kind in ("clip", "floor") or (node.kind == "affine" and (scale is None or bool((scale >= 0).all())))
 
 
 def hoist_signs(graph: Graph) -> None:

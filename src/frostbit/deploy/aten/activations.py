@@ -52,6 +52,12 @@ def clamp(low: Lowering, x: Any, min: Any = None, max: Any = None) -> Value:
     return low.elementwise("clip", x, **found)
 
 
+@handles(aten.floor.default)
+def floor(low: Lowering, x: Any) -> Value:
+    """The next integer below: no program has it, but before a sign it can become part of a comparison."""
+    return low.elementwise("floor", x)
+
+
 @handles(aten.leaky_relu.default)
 def leaky_relu(low: Lowering, x: Any, slope: float = 0.01) -> Value:
     """A PReLU with one fixed slope."""
