@@ -25,15 +25,16 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from frostbit_runtime import kernels
-from frostbit_runtime.kernels import TARGET
-from frostbit_runtime.kernels.block import VECTORS
-from frostbit_runtime.kernels.simd import F32, I8, I32, PAIRS, Vectors
 from harness import report, rounds_of
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from frostbit_runtime import kernels
+from frostbit_runtime.kernels import TARGET
+from frostbit_runtime.kernels.block import VECTORS
+from frostbit_runtime.kernels.simd import F32, I8, I32, PAIRS, Vectors
 
 AVX2 = "+64bit,+sse4.2,+ssse3,+sse4.1,+avx,+avx2,+fma,+popcnt,+bmi,+bmi2,+f16c,+lzcnt,+movbe,+cx16"
 LESSER = {

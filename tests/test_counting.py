@@ -27,16 +27,17 @@ def test_a_small_network_by_hand() -> None:
     rows = {row.name: (row.bits, row.parameters, row.bytes, row.macs) for row in found.rows}
     assert rows == {
         "0": (32, 108, 432, 6 * 6 * 4 * 27),
-        "1": (32, 16, 64, 0),  # scale, shift, mean and variance of 4 channels
-        "2": (1, 108, 14, 4 * 4 * 6 * 18),
-        "2 (bias)": (32, 6, 24, 0),
-        "4": (1, 480, 60, 480),
-        "4 (bias)": (32, 5, 20, 0),
+        "1": (32, 16, 32, 0),  # scale, shift, mean and variance of 4 channels; two of them are left
+        "2": (1, 108, 14 + 6 * 2 + 1, 4 * 4 * 6 * 18),  # with the bias, a comparison with an int16 and a flip each
+        "2 (bias)": (32, 6, 0, 0),
+        "4": (1, 480, 60 + 20, 480),
+        "4 (bias)": (32, 5, 0, 0),
         "5": (32, 12, 48, 10),
     }
+    assert found.note == ""
     assert found.binary_parameters == 108 + 480
     assert found.real_parameters == 108 + 16 + 6 + 5 + 12
-    assert found.bytes == 14 + 60 + 4 * found.real_parameters
+    assert found.bytes == 432 + 32 + 27 + 80 + 48
     assert found.float_bytes == 4 * (108 + 480 + 108 + 16 + 6 + 5 + 12)
     assert (found.binary_macs, found.real_macs) == (4 * 4 * 6 * 18 + 480, 6 * 6 * 4 * 27 + 10)
     text = str(found)
@@ -61,6 +62,23 @@ def test_layers_called_as_functions_count() -> None:
     found = fb.summary(Functions(), x)
     assert found.real_macs == 16 * 6 * 18 + 5 * 96
     assert found.real_parameters == 6 * 18 + 5 * 96
+
+
+def test_bytes_are_counted_where_the_network_cannot_be_packed() -> None:
+    """One bit for each binary weight, four bytes for everything else, and a sentence that says why."""
+
+    class Sorting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sort(-1).values
+
+    for model, example, why in (
+        (Sorting(fb.nn.Linear(9, 5)), torch.randn(2, 9), "aten.sort.default in Sorting.forward cannot be packed"),
+        (nn.Sequential(fb.nn.Linear(9, 5)), None, "that needs example_input"),
+    ):
+        found = fb.summary(model, example)
+        assert found.bytes == 6 + 5 * 4
+        assert why in found.note
+        assert f"bytes are counted, not packed: {found.note}" in str(found)
 
 
 def test_summary_leaves_the_model_as_it_was() -> None:

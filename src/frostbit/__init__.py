@@ -1,14 +1,24 @@
 """Frostbit: train deep binary neural networks in PyTorch and ship them at one bit."""
 
+from importlib import import_module
+from types import ModuleType
+
 from frostbit import data, keep, models, nn, optim, progression, quantizers
 from frostbit.binarize import Report, binarize_
-from frostbit.counting import Summary, summary
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_, hardened, is_hard, recalibrate_
 from frostbit.progression import Anneal, Progression, StoMPP
+from frostbit.summarize import Summary, summary
 from frostbit.units import Unit, binary_parameters, frozen_fraction, units
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "deploy":  # it brings custom operators and torch.export: only for those who ask
+        return import_module("frostbit.deploy")
+    raise AttributeError(f"module 'frostbit' has no attribute {name!r}")
+
 
 __all__ = [
     "Anneal",
@@ -23,6 +33,7 @@ __all__ = [
     "binary_parameters",
     "clip_latents_",
     "data",
+    "deploy",
     "frozen_fraction",
     "hardened",
     "is_hard",

@@ -98,7 +98,7 @@ def default_example(model: nn.Module) -> Tensor | None:
 def run_quietly(model: nn.Module, example_input: Any) -> None:
     """Run one evaluation-mode pass without gradient that leaves modes, statistics and random state as they were."""
     modes = {module: module.training for module in model.modules()}
-    arguments, keywords = _as_arguments(example_input)
+    arguments, keywords = as_arguments(example_input)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             model.eval()
@@ -108,7 +108,8 @@ def run_quietly(model: nn.Module, example_input: Any) -> None:
                 module.training = mode
 
 
-def _as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments that an example input stands for."""
     if isinstance(example_input, Mapping):  # a tokenizer's BatchEncoding is no dict
         return (), dict(example_input)
     return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})
@@ -210,7 +211,7 @@ def _hooked(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
 def _watch(model: nn.Module, example_input: Any) -> Graph:
     watcher = _Watcher()
     # the arguments themselves are call 0, so that layers reading the input share a producer
-    watcher.record("input", None, (), None, _as_arguments(example_input))
+    watcher.record("input", None, (), None, as_arguments(example_input))
     try:
         with _hooked(model, watcher), watcher:
             run_quietly(model, example_input)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from frostbit_runtime.kernels import pools
 from frostbit_runtime.kernels.bits import formed, pack_bool, unpack, words, write_lines
 from frostbit_runtime.kernels.block import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.layer import Laid, Layer, output, window_of
 from frostbit_runtime.kernels.simd import NIBBLES, PAIRS, PLAIN, TARGET
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TARGET, Vectors, emitted, kernel
-from frostbit_runtime.kernels.threads import split
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
+
+from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TARGET, Vectors, emitted, kernel
+from frostbit_runtime.kernels.threads import split
 
 Array = NDArray[Any]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from frostbit_runtime.kernels.simd import F32, I32, I64, LINE, PANEL, TARGET, Vectors
 from llvmlite import ir
 from numba.core import cgutils
+
+from frostbit_runtime.kernels.simd import F32, I32, I64, LINE, PANEL, TARGET, Vectors
 
 BINARY, BINARY_DEPTHWISE, REAL, REAL_DEPTHWISE = range(4)  # kinds of product
 SUMS, REALS, SIGNS = range(3)  # what is stored: int32 sums, float32, words of signs

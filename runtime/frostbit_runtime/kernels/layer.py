@@ -7,12 +7,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from frostbit_runtime.kernels.block import REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.plan import Plan, Window, plan
 from frostbit_runtime.kernels.simd import PANEL
 from frostbit_runtime.kernels.threads import split
 from frostbit_runtime.kernels.walk import GRAIN, walk
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 PLANS = 16  # input shapes that a layer remembers

@@ -8,13 +8,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.plan import Window, plan
-from frostbit_runtime.kernels.simd import F32, I32, I64, TARGET, Vectors, emitted, kernel
-from frostbit_runtime.kernels.threads import split
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
+
+from frostbit_runtime.kernels.plan import Window, plan
+from frostbit_runtime.kernels.simd import F32, I32, I64, TARGET, Vectors, emitted, kernel
+from frostbit_runtime.kernels.threads import split
 
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]

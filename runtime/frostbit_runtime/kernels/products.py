@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from frostbit_runtime.kernels.block import REGISTER, VECTORS, Block, Values, flat
-from frostbit_runtime.kernels.simd import F32, I1, I8, I16, I32, NIBBLES, PAIRS, PANEL, TARGET
 from llvmlite import ir
 from numba.core import cgutils
+
+from frostbit_runtime.kernels.block import REGISTER, VECTORS, Block, Values, flat
+from frostbit_runtime.kernels.simd import F32, I1, I8, I16, I32, NIBBLES, PAIRS, PANEL, TARGET
 
 BYTE_CHUNK = 63 if TARGET.form == NIBBLES else 31  # counts of at most 4 or 8 that fit in a byte together
 

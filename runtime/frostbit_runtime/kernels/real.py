@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from frostbit_runtime.kernels.binary import dense
 from frostbit_runtime.kernels.block import REAL, REAL_DEPTHWISE, REALS
 from frostbit_runtime.kernels.layer import Layer, inside, window_of
 from frostbit_runtime.kernels.simd import PANEL
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]

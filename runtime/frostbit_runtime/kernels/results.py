@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from llvmlite import ir
+
 from frostbit_runtime.kernels.block import REGISTER, Block, Values, flat
 from frostbit_runtime.kernels.simd import F32, I32, TARGET
-from llvmlite import ir
 
 
 def sums(block: Block, counts: Values) -> Values:

@@ -7,6 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
 from frostbit_runtime.kernels import products, results
 from frostbit_runtime.kernels.block import (
     BINARY,
@@ -20,9 +24,6 @@ from frostbit_runtime.kernels.block import (
     Values,
 )
 from frostbit_runtime.kernels.simd import LINE, TARGET, emitted, kernel
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 GRAIN = TARGET.rows * TARGET.real_rows  # whole blocks of either kind
 CHUNK = -(-256 // GRAIN) * GRAIN  # rows that reuse a panel while it is near; their inputs fit the second-level cache

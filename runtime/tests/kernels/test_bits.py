@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frostbit_runtime import kernels
 from hypothesis import given
 from hypothesis import strategies as st
+
+from frostbit_runtime import kernels
 
 from . import plain
 from .cases import examples

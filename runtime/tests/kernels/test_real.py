@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from frostbit_runtime import kernels
 from hypothesis import given
 from hypothesis import strategies as st
+
+from frostbit_runtime import kernels
 
 from . import plain
 from .cases import Case, convolutions, examples

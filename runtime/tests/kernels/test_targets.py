@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from frostbit_runtime.kernels import Target
 from frostbit_runtime.kernels.simd import PANEL, kernel, target_of
 

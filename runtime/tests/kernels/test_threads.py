@@ -3,9 +3,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from frostbit_runtime.kernels.threads import split
 from hypothesis import given
 from hypothesis import strategies as st
+
+from frostbit_runtime.kernels.threads import split
 
 from .cases import examples
 

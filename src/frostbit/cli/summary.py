@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--arm", type=str | None, help="which arm of the recipe")
     own, given = parse(parser, argv)
 
-    from frostbit.counting import summary
+    from frostbit.summarize import summary
     from frostbit.training.build import check_shape, example_images, load_data, make_net, one_sentence
 
     _, layers = choose_arm(read_recipe(own), own["arm"], given)

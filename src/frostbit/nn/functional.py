@@ -144,6 +144,11 @@ def quantized_map(
         if accumulator is not None:
             return _hold(op, _quantize(input_quantizer, x).to(dtype), weight, scale, accumulator)[0]
         bias = bias if bias is None else bias.to(dtype)
+        if scale is not None and weight_quantizer is not None and weight_quantizer.is_sign:
+            # signs are summed and the sums scaled: exact, so that a sum of 0 is 0 here and in a packed network
+            y = op(_quantize(input_quantizer, x).to(dtype), hard(weight).to(dtype), None)
+            y = y * op.spread(op.per_output(scale).to(dtype))
+            return y if bias is None else y + op.spread(bias)
         return op(_quantize(input_quantizer, x).to(dtype), _quantize(weight_quantizer, weight, scale).to(dtype), bias)
     result: Tensor = _QuantizedMap.apply(  # type: ignore[no-untyped-call]  # torch left it untyped
         x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype, accumulator
