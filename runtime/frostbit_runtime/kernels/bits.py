@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.simd import F32, PANEL, TARGET, Vectors, kernel
+from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TARGET, Vectors, emitted, kernel
 from frostbit_runtime.kernels.threads import split
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -27,7 +26,7 @@ def _signs_of_32(v: Vectors, address: ir.Value) -> ir.Value:
     return v.bits([v.builder.fcmp_ordered(">=", part, v.constant(F32, 0.0)) for part in floats])
 
 
-@intrinsic
+@emitted
 def _pack_word(typing_context: Any, address: Any) -> Any:
     """Return the word of signs of the 32 floats at ``address``."""
 
@@ -37,9 +36,9 @@ def _pack_word(typing_context: Any, address: Any) -> Any:
     return types.uint32(types.int64), generate
 
 
-@intrinsic
+@emitted
 def _pack_pairs(typing_context: Any, source: Any, target: Any, count: Any, folded: Any) -> Any:
-    """Write ``count`` pairs of words for 64 floats each; ``folded`` is all ones or 0."""
+    """Write ``count`` pairs of words for 64 floats each; ``folded`` is all ones (PAIRS) or 0 (PLAIN)."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         v, (source, target, count, folded) = Vectors(builder), values
@@ -54,24 +53,40 @@ def _pack_pairs(typing_context: Any, source: Any, target: Any, count: Any, folde
 
 
 @kernel
-def _pack_lines(x: Any, channels: int, units: int, lines: Any, out: Any, folded: bool, first: int, last: int) -> None:
+def _form_words(words: Any, width: int, form: int, out: Any) -> None:
+    """Bring units of ``width`` words into a form."""
+    if form == NIBBLES:
+        for i in range(words.size):
+            out[2 * i] = words[i] & np.uint32(0x0F0F0F0F)
+            out[2 * i + 1] = (words[i] >> np.uint32(4)) & np.uint32(0x0F0F0F0F)
+    elif form == PAIRS and width % 2 == 0:
+        for i in range(words.size // 2):
+            out[2 * i] = words[2 * i]
+            out[2 * i + 1] = words[2 * i + 1] ^ words[2 * i]
+    else:
+        for i in range(words.size):
+            out[i] = words[i] ^ words[i - 1] if form == PAIRS and i % width % 2 == 1 else words[i]
+
+
+@kernel
+def _pack_lines(x: Any, channels: int, units: int, lines: Any, out: Any, form: int, first: int, last: int) -> None:
     """Pack lines [first, last) of ``units`` units of ``channels`` floats; line i goes to out[lines[i]:]."""
     whole, rest = channels // 32, channels % 32
+    width = (channels + 31) // 32
     mask = np.uint32((1 << rest) - 1)
     origin, target = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
+    packed = np.empty(units * width, np.uint32)
     for line in range(first, last):
-        place = lines[line]
         begin, end = line * units * channels, (line + 1) * units * channels
-        if channels % 64 == 0:
-            _pack_pairs(origin + 4 * begin, target + 4 * place, (end - begin) // 64, np.uint32(-1 if folded else 0))
+        if channels % 64 == 0 and form != NIBBLES:
+            folded = np.uint32(0xFFFFFFFF if form == PAIRS else 0)
+            _pack_pairs(origin + 4 * begin, target + 4 * lines[line], (end - begin) // 64, folded)
             continue
+        place = 0
         for start in range(begin, end, channels):
-            previous = np.uint32(0)
             for i in range(whole):
-                word = _pack_word(origin + 4 * (start + 32 * i))
-                out[place + i] = word ^ previous
-                previous = word if folded and i % 2 == 0 else np.uint32(0)
-            place += whole
+                packed[place + i] = _pack_word(origin + 4 * (start + 32 * i))
+            place += width
             if rest > 0:
                 tail = start + 32 * whole
                 word = np.uint32(0)
@@ -80,26 +95,16 @@ def _pack_lines(x: Any, channels: int, units: int, lines: Any, out: Any, folded:
                 else:
                     for c in range(rest):
                         word |= np.uint32(x[tail + c] >= 0) << np.uint32(c)
-                out[place] = word ^ previous
-                place += 1
+                packed[place - 1] = word
+        _form_words(packed, width, form, out[lines[line] :])
 
 
 @kernel
-def _copy_lines(x: Any, width: int, units: int, lines: Any, out: Any, folded: bool, first: int, last: int) -> None:
+def _copy_lines(x: Any, width: int, units: int, lines: Any, out: Any, form: int, first: int, last: int) -> None:
     """Copy lines [first, last) of ``units`` units of ``width`` words; line i goes to out[lines[i]:]."""
     size = units * width
     for line in range(first, last):
-        source, target = x[line * size : (line + 1) * size], out[lines[line] : lines[line] + size]
-        if folded and width % 2 == 0:
-            for i in range(size // 2):
-                target[2 * i] = source[2 * i]
-                target[2 * i + 1] = source[2 * i + 1] ^ source[2 * i]
-            continue
-        for i in range(size):
-            target[i] = source[i]
-        for unit in range(units if folded else 0):
-            for i in range(unit * width + 1, (unit + 1) * width, 2):
-                target[i] ^= source[i - 1]
+        _form_words(x[line * size : (line + 1) * size], width, form, out[lines[line] :])
 
 
 @kernel
@@ -109,25 +114,27 @@ def _unpack(x: Any, channels: int, out: Any) -> None:
             out[pixel, c] = np.float32(2 * np.int32((x[pixel, c >> 5] >> np.uint32(c & 31)) & np.uint32(1)) - 1)
 
 
-def fold(x: Array) -> Array:
-    """Return words [..., W] with every second one replaced by its XOR with the one before."""
-    x = x.copy()
-    x[..., 1::2] ^= x[..., : x.shape[-1] // 2 * 2 : 2]
-    return x
+def formed(x: Array, form: int) -> Array:
+    """Return words [..., W] in a form: [..., W] or [..., 2 W] (see `products`)."""
+    out = np.empty((*x.shape[:-1], x.shape[-1] * (2 if form == NIBBLES else 1)), np.uint32)
+    _form_words(np.ascontiguousarray(x).reshape(-1), x.shape[-1], form, out.reshape(-1))
+    return out
 
 
-def write_lines(out: Array, x: Array, units: int, lines: Array, folded: bool, threads: int) -> None:
+def write_lines(out: Array, x: Array, units: int, lines: Array, form: int, threads: int) -> None:
     """Write signs line by line.
 
     Args:
         out: uint32, flat; line i is written from element ``lines[i]`` (int64) on.
         x: [units in all, floats per unit], packed on the way, or [units in all, words per unit].
-        units: per line; folded: whether the words of each unit are (see `fold`).
+        units: units per line.
+        lines: one entry per line.
+        form: of the words; a unit is formed by itself.
         threads: number of threads.
     """
     write = _pack_lines if x.dtype == np.float32 else _copy_lines
     flat, size = x.reshape(-1), x.shape[-1]
-    split(lambda first, last: write(flat, size, units, lines, out, folded, first, last), len(lines), threads)
+    split(lambda first, last: write(flat, size, units, lines, out, form, first, last), len(lines), threads)
 
 
 def pack(x: Array) -> Array:
@@ -136,7 +143,7 @@ def pack(x: Array) -> Array:
     out = np.empty((*x.shape[:-1], words(x.shape[-1])), np.uint32)
     if x.size:
         rows = x.reshape(-1, x.shape[-1])
-        write_lines(out.reshape(-1), rows, len(rows), np.zeros(1, np.int64), False, 1)
+        write_lines(out.reshape(-1), rows, len(rows), np.zeros(1, np.int64), PLAIN, 1)
     return out
 
 

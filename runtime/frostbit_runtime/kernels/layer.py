@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.blocks import REALS, SIGNS, SUMS
+from frostbit_runtime.kernels.block import REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.plan import Plan, Window, plan
 from frostbit_runtime.kernels.simd import PANEL
 from frostbit_runtime.kernels.threads import split
