@@ -14,11 +14,11 @@ $(VENV)/torch: constraints.txt
 	touch $@
 
 $(VENV)/demo: $(VENV)/torch pyproject.toml runtime/pyproject.toml
-	$(PIP) -e ./runtime -e ".[all]"
+	$(PIP) -e runtime -e ".[all]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/torch pyproject.toml runtime/pyproject.toml
-	$(PIP) -e ./runtime -e ".[dev]"
+	$(PIP) -e runtime -e ".[dev]"
 	touch $@ $(VENV)/demo
 
 demo: $(VENV)/demo  ## train float, STE, StoMPP and StoMPP+STE on embedded data, pack the last; leaves runs/demo/report.html
@@ -38,7 +38,7 @@ test-slow: $(VENV)/dev  ## the minutes-long checks
 	$(BIN)/pytest -m slow
 
 docs: $(VENV)/dev
-	$(PIP) -e ".[docs]"
+	$(PIP) -e runtime -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time
@@ -54,4 +54,4 @@ bench-peers: $(VENV)-peers/peers  ## brevitas, bitorch and torchao beside this, 
 	cd benchmarks && ../$(VENV)-peers/bin/python peers.py && ../$(VENV)-peers/bin/python peers_parq.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers build dist site
+	rm -rf $(VENV) $(VENV)-peers build dist site runtime/build

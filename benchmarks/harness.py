@@ -36,25 +36,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-def alternate(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Run every variant once a round, in turn, and return the median seconds of each.
+def rounds_of(
+    variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2, calls: int = 1
+) -> dict[str, list[float]]:
+    """Run every variant in turn, round by round, and return the seconds of each.
 
     Args:
         variants: name → what to time.
         rounds: timed rounds.
         warmup: rounds before them.
+        calls: calls a turn; with several, most of them find the caches as they left them.
 
     Returns:
-        name → median seconds.
+        name → seconds of every timed call.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(warmup + rounds):
         for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if round_number >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+            for _ in range(calls):
+                start = time.perf_counter()
+                run()
+                if round_number >= warmup:
+                    times[name].append(time.perf_counter() - start)
+    return times
+
+
+def alternate(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, float]:
+    """Return the median seconds of each variant, taken as in `rounds_of`."""
+    return {name: statistics.median(each) for name, each in rounds_of(variants, rounds, warmup).items()}
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:

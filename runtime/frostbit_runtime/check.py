@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from frostbit_runtime.attributes import POSITIVE, REAL, integer, numbers
 from frostbit_runtime.errors import ProgramError
+from frostbit_runtime.faults import require, require_known
 from frostbit_runtime.ops import OPS, OpType
 from frostbit_runtime.program import ENCODINGS, Input, Op, Program, Shape, Spec, Stored, Value, last_readers
-from frostbit_runtime.shapes import MAX_DIMS, MAX_VALUES, require
+from frostbit_runtime.shapes import MAX_DIMS, MAX_VALUES
 
 INPUT_KINDS = {"float32": "real", "int64": "index"}
 _PREPROCESS = {"size": integer(1), "channels": integer(1), "mean": numbers(REAL), "std": numbers(POSITIVE)}
 _LONGEST_NAME = 500
 _PART = 2**16  # entries looked at in one go, so that checking costs no memory
-_MOST_NAMES = 500  # looked at for the nearest one
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence tail that helps with a wrong name."""
-    names = sorted(known)[:_MOST_NAMES]
-    close = difflib.get_close_matches(name[:80], [other[:80] for other in names], n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)[:1000] or 'none'}"
 
 
 def check(program: Program) -> dict[str, Value]:
@@ -164,27 +156,27 @@ def check_info(info: Mapping[str, Any]) -> None:
     good = labels is None or (
         isinstance(labels, list | tuple) and all(isinstance(label, str) and label.isprintable() for label in labels)
     )
-    require(good, f"labels must be a list of printable strings or null, found {repr(labels)[:80]}")
+    require(good, "labels must be a list of printable strings or null", labels)
     if preprocess is None:
         return
-    require(isinstance(preprocess, Mapping), f"preprocess must be a table or null, found {repr(preprocess)[:80]}")
+    require(isinstance(preprocess, Mapping), "preprocess must be a table or null", preprocess)
     for name, attr in _PREPROCESS.items():
         found = preprocess.get(name)
-        require(attr.accepts(found), f"preprocess: {name!r} must be {attr.what}, found {repr(found)[:80]}")
+        require(attr.accepts(found), f"preprocess: {name!r} must be {attr.what}", found)
     lengths = {len(preprocess["mean"]), len(preprocess["std"])}
     require(lengths == {preprocess["channels"]}, "preprocess: mean and std need one entry per channel")
 
 
 def _check_name(what: str, name: Any) -> None:
     good = isinstance(name, str) and 1 <= len(name) <= _LONGEST_NAME and name.isprintable()
-    require(good, f"{what} must be named by 1 to {_LONGEST_NAME} printable characters, found {repr(name)[:80]}")
+    require(good, f"{what} must be named by 1 to {_LONGEST_NAME} printable characters", name)
 
 
 def _check_sizes(what: str, shape: Any, optional: bool) -> None:
     good = isinstance(shape, tuple) and len(shape) <= MAX_DIMS
     good = good and all((n is None and optional) or (type(n) is int and 1 <= n < 2**31) for n in shape)
     words = "integers >= 1 or null" if optional else "integers >= 1"
-    require(good, f"the shape of {what} must be at most {MAX_DIMS} {words}, found {repr(shape)[:80]}")
+    require(good, f"the shape of {what} must be at most {MAX_DIMS} {words}", shape)
 
 
 def _check_input(item: Input) -> None:
@@ -205,21 +197,21 @@ def _check_spec(name: str, spec: Spec) -> None:
 def _check_op(op: Op, specs: Mapping[str, Spec]) -> None:
     _check_name("an operation", op.name)
     where = f"operation {op.name[:80]!r}"
-    require(op.kind in OPS, f"{where} is of unknown kind {op.kind[:80]!r}: {nearest(op.kind, OPS)}")
+    require_known(op.kind, OPS, f"{where} is of unknown kind {op.kind[:80]!r}")
     _check_name(f"the output of {where}", op.output)
     entry, where = OPS[op.kind], f"{where} ({op.kind})"
     fewest = len(entry.inputs) if entry.fewest is None else entry.fewest
     most = 10**6 if entry.many else len(entry.inputs)
     require(fewest <= len(op.inputs) <= most, f"{where} has {len(op.inputs)} inputs, expected {fewest}")
     for name in op.attrs:
-        require(name in entry.attrs, f"{where} has no attribute {name[:80]!r}: {nearest(name, entry.attrs)}")
+        require_known(name, entry.attrs, f"{where} has no attribute {name[:80]!r}")
     for name, attr in entry.attrs.items():
         require(name in op.attrs, f"{where} lacks attribute {name!r}")
         good = attr.accepts(op.attrs[name])
-        require(good, f"{where}: attribute {name!r} must be {attr.what}, found {repr(op.attrs[name])[:80]}")
+        require(good, f"{where}: attribute {name!r} must be {attr.what}", op.attrs[name])
     for role, name in op.tensors.items():
-        require(role in entry.roles, f"{where} has no tensor {role[:80]!r}: {nearest(role, entry.roles)}")
-        require(name in specs, f"{where} reads tensor {name[:80]!r}, which is not there: {nearest(name, specs)}")
+        require_known(role, entry.roles, f"{where} has no tensor {role[:80]!r}")
+        require_known(name, specs, f"{where} reads tensor {name[:80]!r}, which is not there")
         found, known = specs[name].encoding, entry.roles[role].encodings
         require(found in known, f"{where}: {role} must be encoded as {' or '.join(known)}, found {found}")
     for name, role_entry in entry.roles.items():

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from frostbit_runtime.errors import ProgramError
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import Array, Input, Op, Program, Spec, Stored
-from frostbit_runtime.shapes import require
 
 FORMAT = "frostbit"
 VERSION = 1
@@ -100,8 +100,8 @@ def loads(metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ProgramError("the header must be a JSON object")
     name, version = document.get("format"), document.get("version", 0)
-    require(name == FORMAT, f"expected format {FORMAT!r}, found {repr(name)[:80]}")
-    require(type(version) is int and version >= 1, f"expected a version, found {repr(version)[:80]}")
+    require(name == FORMAT, f"expected format {FORMAT!r}", name)
+    require(type(version) is int and version >= 1, "expected a version", version)
     newer = f"this file has version {str(version)[:20]}, this runtime reads up to {VERSION}: update frostbit_runtime"
     require(version <= VERSION, newer)
     keys = {"format", "version", "inputs", "ops", "outputs", "tensors", "info"}
@@ -110,7 +110,7 @@ def loads(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_keys(what: str, table: Any, keys: set[str]) -> None:
-    require(isinstance(table, dict), f"{what} must be an object, found {repr(table)[:80]}")
+    require(isinstance(table, dict), f"{what} must be an object", table)
     missing, extra = sorted(keys - set(table)), sorted(set(table) - keys)
     require(not missing, f"{what} lacks {missing[:3]}")
     require(not extra, f"{what} has unknown entries {repr(extra[:3])[:200]}")
@@ -118,22 +118,22 @@ def _check_keys(what: str, table: Any, keys: set[str]) -> None:
 
 def _strings(what: str, found: Any) -> tuple[str, ...]:
     good = isinstance(found, list) and all(isinstance(item, str) for item in found)
-    require(good, f"{what} must be a list of strings, found {repr(found)[:80]}")
+    require(good, f"{what} must be a list of strings", found)
     return tuple(found)
 
 
 def _string(what: str, found: Any) -> str:
-    require(isinstance(found, str), f"{what} must be a string, found {repr(found)[:80]}")
+    require(isinstance(found, str), f"{what} must be a string", found)
     return str(found)
 
 
 def _shape(what: str, found: Any) -> tuple[Any, ...]:
-    require(isinstance(found, list), f"{what} must be a list, found {repr(found)[:80]}")
+    require(isinstance(found, list), f"{what} must be a list", found)
     return tuple(found)  # its entries are checked with the graph
 
 
 def _rows(what: str, found: Any) -> list[Any]:
-    require(isinstance(found, list), f"{what} must be a list, found {repr(found)[:80]}")
+    require(isinstance(found, list), f"{what} must be a list", found)
     return list(found)
 
 
@@ -150,7 +150,7 @@ def graph(document: dict[str, Any]) -> tuple[tuple[Input, ...], tuple[Op, ...], 
         inputs.append(Input(name, _shape("an input's shape", row["shape"]), dtype))
     ops = [_op(row) for row in _rows("ops", document["ops"])]
     tensors, specs = document["tensors"], {}
-    require(isinstance(tensors, dict), f"tensors must be an object, found {repr(tensors)[:80]}")
+    require(isinstance(tensors, dict), "tensors must be an object", tensors)
     for name, row in tensors.items():
         what = f"tensor {name[:80]!r}"
         _check_keys(what, row, {"encoding", "shape", "crc32"})
@@ -165,8 +165,8 @@ def _op(row: Any) -> Op:
     _check_keys("an operation", row, {"kind", "name", "inputs", "output", "attrs", "tensors"})
     kind, name = _string("an operation's kind", row["kind"]), _string("an operation's name", row["name"])
     what, attrs, tensors = f"operation {name[:80]!r}", row["attrs"], row["tensors"]
-    require(isinstance(attrs, dict), f"attrs of {what} must be an object, found {repr(attrs)[:80]}")
+    require(isinstance(attrs, dict), f"attrs of {what} must be an object", attrs)
     good = isinstance(tensors, dict) and all(isinstance(item, str) for item in tensors.values())
-    require(good, f"tensors of {what} must be an object of strings, found {repr(tensors)[:80]}")
+    require(good, f"tensors of {what} must be an object of strings", tensors)
     inputs = _strings(f"inputs of {what}", row["inputs"])
     return Op(kind, name, inputs, _string(f"output of {what}", row["output"]), attrs, tensors)

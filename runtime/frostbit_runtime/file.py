@@ -20,11 +20,11 @@ import numpy as np
 from frostbit_runtime.check import check, check_graph, check_info, check_stored
 from frostbit_runtime.document import FORMAT, crc, dumps, graph, loads, parts
 from frostbit_runtime.errors import FileError, ProgramError
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import ENCODINGS, Array, Program, Spec, Stored
-from frostbit_runtime.shapes import require
 
-#: Largest header in bytes; a network of a thousand operations needs a third of a megabyte.
-MAX_HEADER = 2**21
+#: Largest header in bytes; a network of a thousand operations needs a third of it. Parsing it takes up to 40 MiB.
+MAX_HEADER = 2**20
 
 _DTYPES = {"uint8": "U8", "float32": "F32", "float16": "F16", "int8": "I8", "int16": "I16", "int32": "I32"}
 

@@ -96,3 +96,13 @@ class Held:
             else:
                 self._keep("rows", kernels.pack_bool(self.plain() > 0))
         return self._layouts["rows"]
+
+    def signs(self, last: bool = True) -> Array:
+        """Return what a kernel of signs reads: words, or float32 that nothing packed yet, which it packs itself.
+
+        Args:
+            last: along the channels, as for :meth:`words`; else along the last axis, as for :meth:`rows`.
+        """
+        if self._source is not None and self._source.kind == "real":
+            return self._source.last() if last else self._source.plain()
+        return self.words() if last else self.rows()

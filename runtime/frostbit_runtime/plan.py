@@ -16,9 +16,9 @@ import numpy as np
 
 from frostbit_runtime import kernels, steps
 from frostbit_runtime.check import check
-from frostbit_runtime.convolution import Transposed, convolution
 from frostbit_runtime.program import Array, Op, Program, Shape, Value
 from frostbit_runtime.steps import Action, Plain, Step, Tail
+from frostbit_runtime.transposed import Transposed
 
 _ELEMENTWISE = {"affine", "threshold", "add", "sub", "mul", "relu", "prelu", "clip"}
 
@@ -104,7 +104,7 @@ class _Graph:
     def step(self, index: int) -> tuple[int, Step]:
         """Return the step that an operation begins, and the index of the last operation in it."""
         op = self.ops[index]
-        if op.kind in ("binary_conv", "conv") and self.dims(op.output) <= 4:
+        if op.kind in ("binary_conv", "conv"):
             return self._convolve(index)
         if op.kind in ("binary_dense", "dense"):
             return self._dense(index)
@@ -116,13 +116,15 @@ class _Graph:
             return steps.take_sign
         if op.kind in _ELEMENTWISE:
             return steps.Elementwise(op, self.tensors(op), dims)
-        if op.kind in ("binary_conv", "conv", "binary_conv_transpose", "conv_transpose"):
-            return self._sums(op)
-        plain = Plain(op, self.tensors(op))
-        if op.kind == "max_pool" and dims <= 4:
+        if op.kind in ("binary_conv_transpose", "conv_transpose"):
+            return self._transposed(op)
+        if op.kind == "matmul":
+            return steps.matmul
+        if op.kind == "max_pool":
             return steps.MaxPool(op.attrs)
-        if op.kind == "avg_pool" and dims <= 4:
-            return steps.AvgPool(plain)
+        if op.kind == "avg_pool":
+            return steps.AvgPool(op.attrs)
+        plain = Plain(op, self.tensors(op))
         if op.kind == "permute":
             return steps.Permute(plain)
         if op.kind == "mean":
@@ -131,45 +133,38 @@ class _Graph:
                 return steps.global_mean
         return plain
 
-    def _sums(self, op: Op) -> Action:
-        """Return a convolution without anything fused: transposed, or of three dimensions."""
-        weight, attrs, binary = self.tensor(op, "weight"), op.attrs, op.kind.startswith("binary")
-        assert weight is not None
-        weight = weight if binary else weight.astype(np.float32)
-        conv: Any
-        if op.kind.endswith("transpose"):
-            names = ("stride", "padding", "output_padding", "dilation", "groups")
-            conv = Transposed(weight, *(attrs[name] for name in names))
-        else:
-            conv = self._convolution(op, weight)
-        return steps.Convolve(conv, binary, Tail(self._bias(op)))
+    def _weight(self, op: Op) -> Array:
+        weight = self.stored[op.tensors["weight"]].decode()
+        return weight if op.kind.startswith("binary") else weight.astype(np.float32)
 
-    def _convolution(self, op: Op, weight: Array) -> Any:
-        attrs = op.attrs
-        stride, dilation, padding, groups = (attrs[name] for name in ("stride", "dilation", "padding", "groups"))
-        return convolution(weight, stride, dilation, padding, groups, attrs.get("pad_value", 0))
+    def _transposed(self, op: Op) -> Action:
+        names = ("stride", "padding", "output_padding", "dilation", "groups")
+        conv = Transposed(self._weight(op), *(op.attrs[name] for name in names))
+        return steps.Convolve(conv, op.kind.startswith("binary"), Tail(self._bias(op)))
 
     def _bias(self, op: Op) -> dict[str, Any]:
         bias = self.tensor(op, "bias")
         return {} if bias is None else {"bias": bias.astype(np.float32)}
 
     def _convolve(self, index: int) -> tuple[int, Step]:
-        op, binary = self.ops[index], self.ops[index].kind == "binary_conv"
-        weight = self.tensor(op, "weight")
-        assert weight is not None
-        conv = self._convolution(op, weight if binary else weight.astype(np.float32))
+        op, binary, weight = self.ops[index], self.ops[index].kind == "binary_conv", self._weight(self.ops[index])
+        stride, dilation, groups = tuple(op.attrs["stride"]), tuple(op.attrs["dilation"]), op.attrs["groups"]
+        padding = tuple((before, after) for before, after in op.attrs["padding"])
+        conv: Any
+        if binary:
+            conv = kernels.BinaryConv(weight, stride, padding, dilation, groups, op.attrs["pad_value"])
+        else:
+            conv = kernels.RealConv(weight, stride, padding, dilation, groups)
         chain = self._follow(index, binary, 1)
-        before_pool = partial(_conv_sizes, attrs=op.attrs, kernel=weight.shape[2:])
-        return self._fused(op.inputs[0], chain, steps.Convolve(conv, binary, chain.tail, before_pool))
+        sizes = partial(_conv_sizes, attrs=op.attrs, kernel=weight.shape[2:])
+        return self._fused(op.inputs[0], chain, steps.Convolve(conv, binary, chain.tail, sizes))
 
     def _dense(self, index: int) -> tuple[int, Step]:
-        op, binary = self.ops[index], self.ops[index].kind == "binary_dense"
-        weight, source = self.tensor(op, "weight"), op.inputs[0]
-        assert weight is not None
+        op, binary, weight = self.ops[index], self.ops[index].kind == "binary_dense", self._weight(self.ops[index])
+        source = op.inputs[0]
         chain = self._follow(index, binary, self.dims(op.output) - 1)
         if not binary:
-            dense: Any = kernels.RealDense(weight.astype(np.float32))
-            return self._fused(source, chain, steps.Dense(dense, False, chain.tail))
+            return self._fused(source, chain, steps.Dense(kernels.RealDense(weight), False, chain.tail))
         image, layout = self._flattened(source), None
         if image is not None:  # it lies with its channels last, so the weight's columns go by position, then channel
             layout = (self.values[image].shape[1], weight.shape[1] // self.values[image].shape[1])
@@ -217,7 +212,7 @@ class _Graph:
         chain.output, chain.at, chain.tail = self.ops[index].output, index, tail
 
     def _take_thresholds(self, chain: _Chain, axis: int) -> bool:
-        pool = self._next(chain, "max_pool")
+        pool = self._next(chain, "max_pool") if axis == 1 else None  # else the pooling mixes channels
         if pool is not None:
             behind = _Chain(pool.output, 0, Tail())
             if self._next(behind, "threshold", axis) is None:

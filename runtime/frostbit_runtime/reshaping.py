@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import Value
-from frostbit_runtime.shapes import Attrs, Specs, Values, axes_of, axis_of, require
+from frostbit_runtime.shapes import MAX_DIMS, Attrs, Specs, Values, axes_of, axis_of
 
 
 def mean(values: Values, attrs: Attrs, specs: Specs) -> Value:
     """Reduce ``axes``, kept at size 1 with ``keepdims``."""
     shape = values[0].shape
+    require(1 <= len(attrs["axes"]) <= len(shape), "axes must name at least one axis and each once")
     axes = axes_of(attrs["axes"], len(shape))
-    require(0 not in axes and len(axes) > 0, "axes must name at least one axis and not the batch")
+    require(0 not in axes, "axes must not name the batch")
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     return Value("real", tuple(kept if attrs["keepdims"] else (n for i, n in enumerate(kept) if i not in axes)))
 
@@ -20,7 +22,7 @@ def mean(values: Values, attrs: Attrs, specs: Specs) -> Value:
 def reshape(values: Values, attrs: Attrs, specs: Specs) -> Value:
     """Same entries in row-major order."""
     (x,), wanted = values, list(attrs["shape"])
-    require(len(wanted) >= 1, "shape must have at least one entry")
+    require(1 <= len(wanted) <= MAX_DIMS, f"shape must have 1 to {MAX_DIMS} entries, found {len(wanted)}")
     for index, size in enumerate(wanted):
         if size == 0:
             require(index < len(x.shape), f"shape {wanted} copies axis {index}, the input has {len(x.shape)}")
@@ -33,8 +35,8 @@ def reshape(values: Values, attrs: Attrs, specs: Specs) -> Value:
 def permute(values: Values, attrs: Attrs, specs: Specs) -> Value:
     """Axis ``i`` of the result is axis ``axes[i]`` of the input."""
     (x,) = values
+    require(len(attrs["axes"]) == len(x.shape), f"axes must name all {len(x.shape)} axes, found {len(attrs['axes'])}")
     axes = axes_of(attrs["axes"], len(x.shape))
-    require(len(axes) == len(x.shape), f"axes {list(axes)} do not name all {len(x.shape)} axes")
     return Value(x.kind, tuple(x.shape[axis] for axis in axes))
 
 
@@ -106,5 +108,5 @@ def crop_like(values: Values, attrs: Attrs, specs: Specs) -> Value:
 def embedding(values: Values, attrs: Attrs, specs: Specs) -> Value:
     """``weight[index]``."""
     weight = specs["weight"]
-    require(len(weight.shape) == 2 and min(weight.shape) >= 1, f"weight must be [rows, features], found {weight.shape}")
+    require(len(weight.shape) == 2, f"weight must be [rows, features], found {list(weight.shape)}")
     return Value("real", (*values[0].shape, weight.shape[1]))

@@ -6,22 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from frostbit_runtime.errors import ProgramError
+from frostbit_runtime.faults import require
 from frostbit_runtime.program import Shape, Spec, Value
 
-#: At batch 1 no program may need more values than this at once (1 GiB of float32).
+#: At batch 1 no program may need more values than this at once (1 GiB of float32), nor may a kernel for its tables.
 MAX_VALUES = 2**28
+#: Groups of a convolution, and positions of a kernel times outputs along one axis: the kernels list them.
+MAX_GROUPS = 2**16
+MAX_WINDOWS = 2**26
 MAX_DIMS = 8
 
 Values = Sequence[Value]
 Attrs = Mapping[str, Any]
 Specs = Mapping[str, Spec]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ProgramError` with the message unless the condition holds."""
-    if not condition:
-        raise ProgramError(message)
 
 
 def axis_of(axis: int, dims: int) -> int:
@@ -48,12 +45,32 @@ def _spatial(x: Value, attrs: Attrs, *names: str) -> Shape:
 def _kernel(x: Value, weight: Spec, groups: int, out_first: bool) -> tuple[int, Shape]:
     """Return output channels and kernel sizes of a (transposed) convolution's weight, checked."""
     shape, channels = weight.shape, x.shape[1]
-    require(len(shape) == len(x.shape) and min(shape) >= 1, f"weight {list(shape)} does not fit input {list(x.shape)}")
+    require(len(shape) == len(x.shape), f"weight {list(shape)} does not fit input {list(x.shape)}")
     out, inner = (shape[0], shape[1] * groups) if out_first else (shape[1] * groups, shape[0])
     require(inner == channels, f"weight {list(shape)} with {groups} groups reads {inner} channels, found {channels}")
     require(channels % groups == 0 and out % groups == 0, f"{groups} groups do not divide the channels")
-    require(math.prod(shape) < 2**31, f"weight {list(shape)} is too large")
+    require(groups <= MAX_GROUPS, f"{groups} groups are more than {MAX_GROUPS}")
+    _prepared(weight, out, groups)
     return out, shape[2:]
+
+
+def _prepared(weight: Spec, out: int, groups: int = 1) -> None:
+    """Bound what the kernels make of a weight: the filters of each group are filled up to whole panels of 32."""
+    filters = out // groups
+    panels = weight.size // filters * (-(-filters // 32) * 32)
+    if groups == out and weight.size == out * math.prod(weight.shape[2:]):
+        panels = weight.size  # depthwise: groups lie side by side
+    most = max(MAX_VALUES, 2 * weight.size)
+    require(weight.size < 2**31 and panels <= most, f"weight {list(weight.shape)} is too large")
+
+
+def _tables(sizes: Sequence[int], kernel: Shape, pads: Sequence[Sequence[int]], steps: Sequence[int], out: int) -> None:
+    """Bound the tables that a convolution's kernel makes: which positions lie in the border, for each place near it."""
+    near = [min(n, -(-a // s) + -(-b // s) + 1) for n, (a, b), s in zip(sizes, pads, steps, strict=True)]
+    total = math.prod(near) * (math.prod(kernel) + out + 31)
+    require(total <= MAX_VALUES, f"kernel {list(kernel)} with padding {list(map(list, pads))} is too large")
+    windows = max(n * k for n, k in zip(sizes, kernel, strict=True))
+    require(windows <= MAX_WINDOWS, f"kernel {list(kernel)} on {list(sizes)} outputs is too large")
 
 
 def _bounded(channels: int, sizes: Sequence[int], what: str) -> None:
@@ -74,6 +91,7 @@ def conv(kind: str) -> Any:
         spans = [d * (k - 1) + 1 for d, k in zip(attrs["dilation"], kernel, strict=True)]
         require(all(p >= s for p, s in zip(padded, spans, strict=True)), f"kernel {spans} exceeds input {padded}")
         result = [(p - s) // step + 1 for p, s, step in zip(padded, spans, attrs["stride"], strict=True)]
+        _tables(result, kernel, attrs["padding"], attrs["stride"], out)
         vector(specs, "bias", out)
         return Value(kind, (x.shape[0], out, *result))
 
@@ -94,6 +112,10 @@ def conv_transpose(kind: str) -> Any:
             full.append((size - 1) * stride + dilation * (k - 1) + 1 + extra)
             result.append(full[-1] - 2 * attrs["padding"][index])
         require(min(result) >= 1, f"padding {list(attrs['padding'])} leaves nothing of {full}")
+        # its phases are plain convolutions over the input, padded by up to the kernel on both sides
+        reach = [(d * k, d * k) for k, d in zip(kernel, attrs["dilation"], strict=True)]
+        _tables([n + a + b for n, (a, b) in zip(sizes, reach, strict=True)], kernel, reach, [1] * len(sizes), out)
+        require(math.prod(attrs["stride"]) <= MAX_GROUPS, f"stride {list(attrs['stride'])} has too many phases")
         _bounded(out, full, "the output before its padding is cut")
         vector(specs, "bias", out)
         return Value(kind, (x.shape[0], out, *result))
@@ -107,8 +129,9 @@ def dense(kind: str) -> Any:
     def shape(values: Values, attrs: Attrs, specs: Specs) -> Value:
         (x,), weight = values, specs["weight"]
         require(len(x.shape) >= 2, f"expects [N, ..., features], found {list(x.shape)}")
-        fits = len(weight.shape) == 2 and weight.shape[1] == x.shape[-1] and weight.shape[0] >= 1
+        fits = len(weight.shape) == 2 and weight.shape[1] == x.shape[-1]
         require(fits, f"weight {list(weight.shape)} does not fit input {list(x.shape)}")
+        _prepared(weight, weight.shape[0])
         vector(specs, "bias", weight.shape[0])
         return Value(kind, (*x.shape[:-1], weight.shape[0]))
 
@@ -194,6 +217,8 @@ def pool(kind: str | None) -> Any:
             result.append(pooled_size(size, k, stride, pad, dilation, attrs["ceil_mode"]))
             require(result[-1] >= 1, f"kernel {k} exceeds input {size} with padding {pad}")
         _bounded(x.shape[1], [pooled_span(attrs, i, n) for i, n in enumerate(result)], "the padded input")
+        positions = math.prod(result) * math.prod(attrs["kernel"])
+        require(positions <= MAX_VALUES, f"kernel {list(attrs['kernel'])} on {result} outputs is too large")
         return Value(kind or x.kind, (*x.shape[:2], *result))
 
     return shape

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from frostbit_runtime import kernels
-from frostbit_runtime.convolution import Convolution
 from frostbit_runtime.held import Held
 from frostbit_runtime.program import Array, Op, Shape, Value
 from frostbit_runtime.reference import FUNCTIONS, run_op
+from frostbit_runtime.reference.pooling import pool_counts
 from frostbit_runtime.shapes import pooled_size, pooled_span
+from frostbit_runtime.transposed import Transposed
 
 Attrs = Mapping[str, Any]
 Tensors = Mapping[str, Array]
@@ -87,8 +88,9 @@ class Elementwise:
 
 
 def take_sign(operands: Sequence[Held], result: Value, threads: int) -> Held:
-    """Return the signs of a value, to be packed as its readers need them."""
-    return Held("sign", result.shape, source=operands[0])
+    """Return the signs of a value, to be packed by or for its readers."""
+    (x,) = operands
+    return x if x.kind == "sign" else Held("sign", result.shape, source=x)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Tail:
 class Convolve:
     """A convolution and what was fused behind it."""
 
-    conv: Convolution
+    conv: kernels.BinaryConv | kernels.RealConv | Transposed
     binary: bool
     tail: Tail = field(default_factory=Tail)
     sizes: Callable[[Shape], Shape] | None = None  # from the input's to the convolution's; there if anything is fused
@@ -130,8 +132,10 @@ class Convolve:
                 sums = replace(self, tail=self.tail.before_sum())(operands[:1], Value("real", shape), threads)
                 return add_broadcast(sums, operands[1], result, "relu" in options)
             options["residual"] = operands[1].real()
-        y = self.conv.run(x.words() if self.binary else x.real(), threads, **options)
-        return Held(result.kind, result.shape, "words" if result.kind == "sign" else "last", y)
+        y = self.conv.run(x.signs() if self.binary else x.real(), threads=threads, **options)
+        if result.kind == "sign":
+            return Held(result.kind, result.shape, "words", y)
+        return Held(result.kind, result.shape, "last", _float(y) if result.kind == "real" else y)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,10 @@ class Dense:
                 return add_broadcast(sums, operands[1], result, "relu" in options)
             options["residual"] = _float(operands[1].plain()).reshape(-1, result.shape[-1])
         y = self.dense.run(rows, threads=threads, **options)
-        return Held(result.kind, result.shape, "rows" if result.kind == "sign" else "plain", y.reshape(*lead, -1))
+        y = y.reshape(*lead, -1)
+        if result.kind == "sign":
+            return Held(result.kind, result.shape, "rows", y)
+        return Held(result.kind, result.shape, "plain", _float(y) if result.kind == "real" else y)
 
     def _rows(self, x: Held, result: Value) -> tuple[Array, Shape]:
         """Return the operand as ``[M, features or words]`` and the leading sizes that ``M`` is the product of."""
@@ -172,7 +179,7 @@ class Dense:
             # sizes mixed by the reshape: flatten first, then bring the columns into the weight's order
             columns = x.plain().reshape(-1, *self.image).swapaxes(1, 2).reshape(-1, math.prod(self.image))
             return kernels.pack_bool(columns > 0), columns.shape[:1]
-        full = x.rows() if self.binary else _float(x.plain())
+        full = x.signs(last=False) if self.binary else _float(x.plain())
         return full.reshape(-1, full.shape[-1]), x.shape[:-1]
 
 
@@ -188,64 +195,68 @@ def _float(x: Array) -> Array:
     return x if x.dtype == np.float32 else x.astype(np.float32)
 
 
-def pool_arguments(attrs: Attrs, sizes: Shape) -> tuple[Any, ...]:
-    """Return kernel, stride, padding as far as the windows reach, and dilation, for height and width."""
+def pool_arguments(attrs: Attrs, sizes: Shape) -> tuple[Any, Any, Any, Any]:
+    """Return kernel, stride, padding as far as the windows reach, and dilation."""
     dilation, pads = attrs.get("dilation", [1] * len(sizes)), []
     for index, size in enumerate(sizes):
         kernel, stride, pad = (attrs[name][index] for name in ("kernel", "stride", "padding"))
         count = pooled_size(size, kernel, stride, pad, dilation[index], attrs["ceil_mode"])
         pads.append((pad, max(0, pooled_span(attrs, index, count) - size - pad)))
-    lead = 2 - len(sizes)
-    ones = (1,) * lead
-    return (
-        ones + tuple(attrs["kernel"]),
-        ones + tuple(attrs["stride"]),
-        ((0, 0),) * lead + tuple(pads),
-        ones + tuple(dilation),
-    )
+    return tuple(attrs["kernel"]), tuple(attrs["stride"]), tuple(pads), tuple(dilation)
 
 
 @dataclass(frozen=True)
 class MaxPool:
-    """A max pooling in one or two dimensions; of signs on their words."""
+    """A max pooling; of signs on their words."""
 
     attrs: Attrs
 
     def __call__(self, operands: Sequence[Held], result: Value, threads: int) -> Held:
         """Return the largest entries."""
         (x,) = operands
-        layout = "words" if x.kind == "sign" else "last"
-        array = x.words() if x.kind == "sign" else x.last()
-        sizes = x.shape[2:]
-        image = array if len(sizes) == 2 else array[:, None]
-        y = kernels.max_pool(image, *pool_arguments(self.attrs, sizes))
-        return Held(result.kind, result.shape, layout, y if len(sizes) == 2 else y[:, 0])
+        layout, array = ("words", x.words()) if x.kind == "sign" else ("last", x.last())
+        y = kernels.max_pool(array, *pool_arguments(self.attrs, x.shape[2:]), threads=threads)
+        return Held(result.kind, result.shape, layout, y)
 
 
 @dataclass(frozen=True)
 class AvgPool:
-    """An average pooling in one or two dimensions."""
+    """An average pooling."""
 
-    plain: Plain
+    attrs: Attrs
 
     def __call__(self, operands: Sequence[Held], result: Value, threads: int) -> Held:
         """Return the averages."""
-        (x,), attrs = operands, self.plain.op.attrs
-        sizes = x.shape[2:]
-        kernel, stride, pads, _ = pool_arguments(attrs, sizes)
-        padded = [(p, p) for p in attrs["padding"]]
-        if any(a > b for (_, a), (_, b) in zip(pads[-len(sizes) :], padded, strict=True)):
-            return self.plain(operands, result, threads)  # windows beyond the padding have counts of their own
-        pads = ((0, 0),) * (2 - len(sizes)) + tuple(padded)
-        image = x.real() if len(sizes) == 2 else x.real()[:, None]
-        y = kernels.avg_pool(image, kernel, stride, pads, attrs["count_include_pad"])
-        return Held("real", result.shape, "last", y if len(sizes) == 2 else y[:, 0])
+        (x,) = operands
+        kernel, stride, pads, _ = pool_arguments(self.attrs, x.shape[2:])
+        counts = pool_counts(x.shape[2:], result.shape[2:], self.attrs)
+        y = kernels.avg_pool(x.real(), kernel, stride, pads, divisors=counts, threads=threads)
+        return Held("real", result.shape, "last", y)
 
 
 def global_mean(operands: Sequence[Held], result: Value, threads: int) -> Held:
     """Return the mean over all positions of an image."""
     (x,) = operands
-    return Held("real", result.shape, "plain", kernels.global_mean(x.real()).reshape(result.shape))
+    return Held("real", result.shape, "plain", kernels.global_mean(x.real(), threads).reshape(result.shape))
+
+
+_MATRICES = 1024  # multiplied in one go
+
+
+def matmul(operands: Sequence[Held], result: Value, threads: int) -> Held:
+    """Return the product of two values: a dense layer with a group for each matrix."""
+    left, right = (_float(held.plain()) for held in operands)
+    lead, (rows, columns), inner = result.shape[:-2], result.shape[-2:], left.shape[-1]
+    left = np.broadcast_to(left, (*lead, rows, inner)).reshape(-1, rows, inner)
+    right = np.broadcast_to(right, (*lead, inner, columns)).reshape(-1, inner, columns)
+    product = np.empty((len(left), rows, columns), np.float32)
+    for first in range(0, len(left), _MATRICES):
+        some = slice(first, first + _MATRICES)
+        weight = np.ascontiguousarray(right[some].transpose(0, 2, 1)).reshape(-1, inner, 1)
+        conv = kernels.RealConv(weight, (1,), ((0, 0),), (1,), len(left[some]))
+        y = conv.run(left[some].transpose(1, 0, 2).reshape(1, rows, -1), threads=threads)
+        product[some] = y.reshape(rows, -1, columns).transpose(1, 0, 2)
+    return Held("real", result.shape, "plain", product.reshape(result.shape))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from frostbit_runtime.kernels import pools
-from frostbit_runtime.kernels.bits import pack_bool, pack_into, unpack, words
-from frostbit_runtime.kernels.blocks import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
-from frostbit_runtime.kernels.layer import Laid, Layer, inside, output, window_of
+from frostbit_runtime.kernels.bits import formed, pack_bool, unpack, words, write_lines
+from frostbit_runtime.kernels.block import BINARY, BINARY_DEPTHWISE, REALS, SIGNS, SUMS
+from frostbit_runtime.kernels.layer import Laid, Layer, output, window_of
+from frostbit_runtime.kernels.simd import NIBBLES, PAIRS, PLAIN, TARGET
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -41,13 +42,13 @@ class BinaryConv:
         if pad_value not in (0, 1, -1):
             raise ValueError(f"pad_value: expected 0, 1 or -1, found {pad_value}")
         window = window_of(weight, stride, padding, dilation)
-        outputs, inputs = weight.shape[:2]
-        self.channels, self.pad_value = inputs * groups, pad_value
-        depthwise = groups > 1 and inputs == 1 and outputs == groups
-        # Groups of a number of channels that is no multiple of 32 begin at words of their own.
-        self._regroup = groups > 1 and inputs % 32 != 0 and not depthwise
-        self._elements = groups * words(inputs) if self._regroup else words(self.channels)
+        inputs = weight.shape[1]
+        self.channels = inputs * groups
         self._layer = _BinaryLayer(weight > 0, groups, window, pad_value)
+        # What begins at a word of its own: a pixel, or each of its groups where these are layers of their own.
+        self._unit = self.channels if self._layer.depthwise else inputs
+        self._regroup = self._unit % 32 != 0 and self._unit != self.channels
+        self._elements = self.channels // self._unit * words(self._unit) * self._layer.factor
 
     def run(
         self,
@@ -68,10 +69,12 @@ class BinaryConv:
         Args:
             x: uint32 [N, *S, ceil(C/32)] signs (see `bits`), or float32 [N, *S, C], which is packed first.
             out: where to write, or a new array.
-            scale, shift: float32 [O]: the result is sums * scale + shift, two roundings.
+            scale: float32 [O]: the result is sums * scale, one rounding for each step, here and below.
+            shift: float32 [O], added next.
             residual: float32 [N, *S_out, O], added next.
-            at, flip: int32 [O], bool [O]: the result is the signs (sums >= at) != flip.
-            relu: whether values not above 0 become 0.
+            relu: whether values not above 0 then become 0.
+            at: int32 [O]: the result is instead the signs (sums >= at) != flip.
+            flip: bool [O].
             pool: kernel, stride, padding, dilation of a maximum over the sums, before all of that.
             threads: number of threads; results do not depend on it.
 
@@ -126,20 +129,20 @@ class BinaryConv:
                 f"input: expected float32 [N, *S, {self.channels}] or uint32 [N, *S, {words(self.channels)}] "
                 f"with {len(window.kernel)} dimensions of space, found {x.dtype} {x.shape}"
             )
-        laid = self._layer.lay(x.shape[:-1], self._elements)
-        if self._regroup:
-            signs = x >= 0 if x.dtype == np.float32 else unpack(x, self.channels) > 0
-            x = pack_bool(signs.reshape(*x.shape[:-1], self._layer.groups, -1)).reshape(*x.shape[:-1], -1)
+        layer = self._layer
+        laid = layer.lay(x.shape[:-1], self._elements)
+        if self._regroup and x.dtype == np.uint32:
+            signs = unpack(x, self.channels) > 0
+            x = pack_bool(signs.reshape(*x.shape[:-1], layer.groups, -1))
         x = np.ascontiguousarray(x)
-        if x.dtype == np.uint32 and not window.padded:
+        if x.dtype == np.uint32 and not layer.padded and layer.form == PLAIN:
             return laid, x
-        buffer = np.empty(laid.plan.buffer, np.uint32)
-        if window.padded:
-            buffer[...] = self._layer.border
-        if x.dtype == np.float32:
-            pack_into(buffer.reshape(-1), x, laid.plan.lines, threads)
-        else:
-            inside(buffer, window)[...] = x
+        buffer = (np.zeros if layer.padded else np.empty)(laid.plan.buffer, np.uint32)
+        if layer.border is not None:
+            buffer[...] = layer.border
+        size = self._unit if x.dtype == np.float32 else words(self._unit)
+        x, lines = x.reshape(-1, size), laid.plan.lines
+        write_lines(buffer.reshape(-1), x, len(x) // max(len(lines), 1), lines, layer.form, threads)
         return laid, buffer
 
 
@@ -149,16 +152,24 @@ class _BinaryLayer(Layer):
     def __init__(self, ones: Array, groups: int, window: Any, pad_value: int) -> None:
         outputs, inputs = ones.shape[:2]
         depthwise = groups > 1 and inputs == 1 and outputs == groups
-        super().__init__(outputs, inputs, groups, window, 1 if depthwise else words(inputs))
+        self.form = PLAIN if depthwise else TARGET.form
+        self.factor = 2 if self.form == NIBBLES else 1
+        super().__init__(outputs, inputs, groups, window, 1 if depthwise else words(inputs) * self.factor)
         by_position = np.moveaxis(ones.reshape(outputs, inputs, -1), 1, 2)  # [O, positions, C/groups]
+        self._ones = by_position.sum(-1, dtype=np.int32)
+        self._zeros = pad_value == 0
+        bits = formed(pack_bool(np.ones(groups if depthwise else inputs, bool)), self.form)
         if depthwise:
             self.weights = pack_bool(by_position[:, :, 0].T).T.copy().view(np.int32)
         else:
-            self.weights = self.panels(pack_bool(by_position).reshape(outputs, -1))
-        self._ones = by_position.sum(-1, dtype=np.int32)
-        self._zeros = pad_value == 0
-        channels = pack_bool(np.ones(groups if depthwise else inputs, bool))
-        self.border = np.tile(channels, 1 if depthwise else groups) if pad_value == 1 else np.uint32(0)
+            taps = formed(pack_bool(by_position), self.form)  # [O, positions, words]
+            paired = taps.shape[-1] // 2 * 2 if self.form == PAIRS else 0
+            numbers = np.arange(taps[0].size).reshape(taps.shape[1:])
+            self.pairs = numbers[:, :paired:2].size
+            self.order = np.concatenate([numbers[:, :paired:2].reshape(-1), numbers[:, paired:].reshape(-1)])
+            parts = [taps[:, :, :paired].reshape(outputs, -1), taps[:, :, paired:].reshape(outputs, -1)]
+            self.weights = self.panels(np.concatenate(parts, 1))
+        self.border = np.tile(bits, 1 if depthwise else groups) if pad_value == 1 else None
 
     def corrections(self, outside: Array) -> Array:
         """Return the sum if no bit differed; a border of zeros counts neither channels nor the bits found there."""
@@ -197,10 +208,16 @@ class BinaryDense:
 
 def dense(conv: Any, x: Array, out: Array | None, residual: Array | None, options: dict[str, Any]) -> Array:
     """Run a one-dimensional convolution of size 1 along all leading dimensions of x."""
-    lead = x.shape[:-1]
-    rows = None if residual is None else residual.reshape(1, -1, residual.shape[-1])
-    y: Array = conv.run(x.reshape(1, -1, x.shape[-1]), residual=rows, **options)
-    return _into(out, y.reshape(*lead, y.shape[-1]))
+    if out is not None and (out.shape[:-1] != x.shape[:-1] or not out.flags.c_contiguous):
+        raise ValueError(f"out: expected C-contiguous {(*x.shape[:-1], '*')}, found {out.shape}")
+
+    space = (1, -1) if x.size else (0, 1)
+
+    def rows(values: Array | None) -> Array | None:
+        return None if values is None else values.reshape(*space, values.shape[-1])
+
+    y: Array = conv.run(rows(x), rows(out), residual=rows(residual), **options)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _into(out: Array | None, y: Array) -> Array:

@@ -7,11 +7,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from frostbit_runtime.kernels.blocks import REALS, SIGNS, SUMS
+from frostbit_runtime.kernels.block import REALS, SIGNS, SUMS
 from frostbit_runtime.kernels.plan import Plan, Window, plan
 from frostbit_runtime.kernels.simd import PANEL
 from frostbit_runtime.kernels.threads import split
-from frostbit_runtime.kernels.walk import ROWS, walk
+from frostbit_runtime.kernels.walk import GRAIN, walk
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -26,11 +26,13 @@ class Laid:
 
     Attributes:
         plan: the plan.
+        taps: int32, its taps in the order of the weights.
         corrections: int32 [classes, panels * 32], the sum if no bit differed.
         classes: int32 [R], where each row's line of corrections begins, in bytes.
     """
 
     plan: Plan
+    taps: Array
     corrections: Array
     classes: Array
 
@@ -48,6 +50,7 @@ class Layer:
         if groups < 1 or outputs % groups:
             raise ValueError(f"groups: expected a divisor of the {outputs} output channels, found {groups}")
         self.outputs, self.inputs, self.groups, self.window = outputs, inputs, groups, window
+        self.padded = any(sum(pair) for pair in window.padding)
         self.depthwise = groups > 1 and inputs == 1 and outputs == groups
         self.taps = 1 if self.depthwise else step  # elements that a window reads at each position
         parts = 1 if self.depthwise else groups
@@ -61,6 +64,8 @@ class Layer:
         )
         self.slots = np.concatenate([PANEL * i + np.arange(width) for i, (_, _, width) in enumerate(self.spans)])
         self.lined_up = parts == 1 or outputs // parts % PANEL == 0  # a panel's signs are one word of the output
+        self.order: Array | None = None  # of the taps, if another than the plan's
+        self.pairs = 0  # taps that lead to two words
         self._plans: dict[tuple[int, ...], Laid] = {}
         self._absent: dict[str, Array] = {}
 
@@ -74,11 +79,12 @@ class Layer:
         """Return one value per output channel, in the panels' order; ``absent`` where there is no value."""
         if values is None and name in self._absent:
             return self._absent[name]
-        if values is not None and np.shape(values) != (self.outputs,):
-            raise ValueError(f"{name}: expected shape ({self.outputs},), found {np.shape(values)}")
         size = len(self.spans) * PANEL
-        if values is not None and size == self.outputs:
-            return np.ascontiguousarray(values, dtype)
+        if values is not None:
+            if values.shape != (self.outputs,):
+                raise ValueError(f"{name}: expected shape ({self.outputs},), found {values.shape}")
+            if size == self.outputs:
+                return np.ascontiguousarray(values, dtype)
         full = np.full(size, absent, dtype)
         if values is None:
             self._absent[name] = full
@@ -95,7 +101,8 @@ class Layer:
             corrections = np.zeros((len(lines), len(self.spans) * PANEL), np.int32)
             corrections[:, self.slots] = lines
             step = corrections.strides[0] if len(lines) > 1 else 0
-            found = Laid(made, corrections, made.classes * np.int32(step))
+            taps = made.taps if self.order is None else made.taps[self.order]
+            found = Laid(made, taps, corrections, made.classes * np.int32(step))
             if len(self._plans) >= PLANS:
                 self._plans.clear()
             self._plans[shape] = found
@@ -137,7 +144,8 @@ class Layer:
             int(relu),
             x.reshape(-1).view(np.int32),
             laid.plan.rows,
-            laid.plan.taps,
+            laid.taps,
+            self.pairs,
             panels,
             self.spans,
             laid.classes,
@@ -153,8 +161,8 @@ class Layer:
         )
         if threads == 1:
             walk(*arguments, 0, rows, 0, count)
-        elif rows >= 2 * ROWS * threads:
-            split(lambda first, last: walk(*arguments, first, last, 0, count), rows, threads, ROWS)
+        elif rows >= 2 * GRAIN * threads:
+            split(lambda first, last: walk(*arguments, first, last, 0, count), rows, threads, GRAIN)
         else:
             split(lambda first, last: walk(*arguments, 0, rows, first, last), count, threads)
         return out

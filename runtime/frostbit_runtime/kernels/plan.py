@@ -30,11 +30,6 @@ class Window:
                     f"{name}: expected {len(self.kernel)} entries of at least {least}, found {getattr(self, name)}"
                 )
 
-    @property
-    def padded(self) -> bool:
-        """Whether there is any padding."""
-        return any(sum(pair) for pair in self.padding)
-
     def output(self, space: tuple[int, ...]) -> tuple[int, ...]:
         """Return the output's size for an input of size ``space``."""
         sizes = tuple(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from frostbit_runtime.kernels.binary import dense
-from frostbit_runtime.kernels.blocks import REAL, REAL_DEPTHWISE, REALS
+from frostbit_runtime.kernels.block import REAL, REAL_DEPTHWISE, REALS
 from frostbit_runtime.kernels.layer import Layer, inside, window_of
 from frostbit_runtime.kernels.simd import PANEL
 from numpy.typing import NDArray
@@ -65,7 +65,9 @@ class RealConv:
         Args:
             x: float32 [N, *S, C].
             out: where to write, or a new array.
-            bias, scale, shift: float32 [O].
+            bias: float32 [O].
+            scale: float32 [O].
+            shift: float32 [O].
             residual: float32 [N, *S_out, O].
             relu: whether values not above 0 become 0.
             threads: number of threads; results do not depend on it.
@@ -84,7 +86,7 @@ class RealConv:
             )
         laid = self._layer.lay(x.shape[:-1], self.channels)
         x = np.ascontiguousarray(x)
-        if window.padded or self._beyond:
+        if self._layer.padded or self._beyond:
             size = int(np.prod(laid.plan.buffer))
             buffer = np.zeros(size + self._beyond, np.float32)
             inside(buffer[:size].reshape(laid.plan.buffer), window)[...] = x

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
@@ -28,6 +28,7 @@ I1, I8, I16, I32, I64, F32 = (
     ir.IntType(64),
     ir.FloatType(),
 )
+PLAIN, PAIRS, NIBBLES = range(3)  # forms of words, see `products`
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -38,28 +39,32 @@ class Target:
     Attributes:
         name: of the vector instructions.
         lanes: 32-bit lanes of one register.
-        rows: output rows whose sums stay in registers together: rows × PANEL/lanes of them, the panel's vectors and
-            one broadcast must fit (7×2 of 32 registers; more rows spill).
-        word_counts: whether one instruction counts the bits of 32-bit lanes; else bytes are counted, and added up
-            every 31 words.
+        rows: output rows whose counts stay in registers together, as many as fit beside weights and inputs.
+        real_rows: the same for float sums, of which one register each is enough (7×2 of 32; more spill).
+        word_counts: whether one instruction counts the bits of 32-bit lanes; else counts gather in bytes, and are
+            added up before they overflow.
+        form: in which words are best counted (see `products`): PAIRS where any function of three bits is one
+            instruction, NIBBLES where a table of 16 bytes is the way to count, else PLAIN.
     """
 
     name: str
     lanes: int
     rows: int
+    real_rows: int
     word_counts: bool
+    form: int
 
 
 def target_of(features: str) -> Target:
     """Return the target for LLVM's feature string (``"+avx2,-avx512f,..."``)."""
     has = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
     if {"avx512f", "avx512vpopcntdq"} <= has:
-        return Target("AVX-512 VPOPCNTDQ", 16, 7, True)
+        return Target("AVX-512 VPOPCNTDQ", 16, 4, 7, word_counts=True, form=PAIRS)
     if {"avx512f", "avx512bw"} <= has:
-        return Target("AVX-512BW", 16, 7, False)
+        return Target("AVX-512BW", 16, 4, 7, word_counts=False, form=PAIRS)
     if "avx2" in has:
-        return Target("AVX2", 8, 3, False)
-    return Target("128 bits", 4, 2, False)
+        return Target("AVX2", 8, 2, 3, word_counts=False, form=NIBBLES)
+    return Target("128 bits", 4, 2, 2, word_counts=False, form=PLAIN)
 
 
 TARGET = target_of(cpu_target.target_context.codegen().magic_tuple()[2])
@@ -70,13 +75,16 @@ _SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__)
 
 def kernel(function: Function) -> Function:
     """Compile ``function`` on first use, without the interpreter's lock, and cache it on disk for this machine."""
-    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    cache = getattr(dispatcher, "_cache", None)
-    key = getattr(cache, "_index_key", None)
-    if key is not None:
-        cache._index_key = lambda signature, codegen: (*key(signature, codegen), _SOURCES)
-    result: Function = dispatcher
-    return result
+    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    key = getattr(compiled._cache, "_index_key", None)
+    if key is not None:  # else this numba keeps its keys elsewhere, and the cache looks at one file only
+        compiled._cache._index_key = lambda signature, codegen: (*key(signature, codegen), _SOURCES)
+    return cast(Function, compiled)
+
+
+def emitted(function: Callable[..., Any]) -> Any:
+    """Make a function for kernels from one that returns its signature and what writes its code."""
+    return numba.extending.intrinsic(function)
 
 
 class Vectors:
@@ -124,6 +132,21 @@ class Vectors:
         """Count the bits of every lane."""
         return self._call("ctpop", value)
 
+    def nibble_count(self, value: ir.Value) -> ir.Value:
+        """Count the bits of every byte below 16 (AVX2 only)."""
+        table = ir.Constant(value.type, [i.bit_count() for i in range(16)] * 2)
+        signature = ir.FunctionType(value.type, [value.type] * 2)
+        function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.x86.avx2.pshuf.b")
+        return self.builder.call(function, [table, value])
+
+    def parity(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return the sum bits of a + b + c (AVX-512 only)."""
+        return self._three(0b10010110, a, b, c)
+
+    def carry(self, a: ir.Value, b: ir.Value, parity: ir.Value) -> ir.Value:
+        """Return the carry bits of a + b + c, given their sum bits instead of c (AVX-512 only)."""
+        return self._three(0b11010100, a, b, parity)
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return a*b + c, rounded once."""
         return self._call("fma", a, b, c)
@@ -140,6 +163,13 @@ class Vectors:
         place = cgutils.alloca_once(self.builder, initial.type)
         self.builder.store(initial, place)
         return place
+
+    def _three(self, table: int, *values: ir.Value) -> ir.Value:
+        """Look every bit up in a table of eight: bit 4a + 2b + c of ``table``."""
+        kind = values[0].type
+        signature = ir.FunctionType(kind, [kind, kind, kind, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.x86.avx512.pternlog.d.512")
+        return self.builder.call(function, [*values, ir.Constant(I32, table)])
 
     def _call(self, name: str, *values: ir.Value) -> ir.Value:
         kind = values[0].type

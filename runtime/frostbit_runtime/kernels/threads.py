@@ -20,10 +20,11 @@ def split(work: Callable[[int, int], None], size: int, threads: int, grain: int 
         threads: number of parts at most; >= 1.
         grain: parts begin at multiples of it.
     """
-    step = -(-size // (threads * grain)) * grain if size else 0
-    parts = [(first, min(first + step, size)) for first in range(0, size, max(step, 1))]
-    if not parts:
+    if threads == 1 or size <= grain:
+        work(0, size)
         return
+    step = -(-size // (threads * grain)) * grain
+    parts = [(first, min(first + step, size)) for first in range(0, size, step)]
     if len(parts) > 1 and threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="frostbit")
     waiting = [_pools[threads].submit(work, *part) for part in parts[1:]]

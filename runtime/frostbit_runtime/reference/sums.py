@@ -1,4 +1,4 @@
-"""Convolutions and dense layers: exact integer sums, and float32 sums of a defined order.
+"""Convolutions, dense layers and products: exact integer sums, and float32 sums of a defined order.
 
 A real sum is one float32 accumulator that starts at 0 and takes one fused multiply-add a term: over kernel positions
 in row-major order, and within a position over channels. A bias is added last, rounded by itself. A transposed
@@ -183,5 +183,10 @@ def conv_transpose(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
 
 
 def matmul(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
-    """Matrix product of two values, numpy's semantics and sums."""
-    return np.asarray(np.matmul(np.ascontiguousarray(real(inputs[0])), np.ascontiguousarray(real(inputs[1]))))
+    """Matrix product of two values by numpy's rules for shapes, sums in the defined order."""
+    left, right = real(inputs[0]), real(inputs[1])
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    total = np.zeros((*lead, left.shape[-2], right.shape[-1]), np.float32)
+    for k in range(left.shape[-1]):
+        total = fma(left[..., k, None], right[..., None, k, :], total)
+    return total

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from .plain import Array
+
+# The first example compiles, the others take a fraction of a millisecond.
+examples = settings(deadline=None, max_examples=100, derandomize=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from . import plain
-from .cases import Case, convolutions
+from .cases import Case, convolutions, examples
 
 
 def sums_of(case: Case, weight: plain.Array, pad_value: int) -> plain.Array:
@@ -17,6 +17,7 @@ def sums_of(case: Case, weight: plain.Array, pad_value: int) -> plain.Array:
     return plain.binary_conv(signs, weight, case.stride, case.padding, case.dilation, case.groups, pad_value)
 
 
+@examples
 @given(st.one_of(convolutions(), convolutions(depthwise=True)), st.sampled_from([0, 1, -1]), st.integers(1, 3))
 def test_sums_equal_the_plain_ones_for_every_geometry_border_and_form_of_input(
     case: Case, pad_value: int, threads: int
@@ -30,6 +31,7 @@ def test_sums_equal_the_plain_ones_for_every_geometry_border_and_form_of_input(
         np.testing.assert_array_equal(y, expected)
 
 
+@examples
 @given(
     st.one_of(convolutions(), convolutions(depthwise=True)),
     st.sets(st.sampled_from(["scale", "shift", "residual", "relu"]), min_size=1),
@@ -50,6 +52,7 @@ def test_floats_equal_the_plain_ones_bit_for_bit(case: Case, chosen: set[str], t
     np.testing.assert_array_equal(y.view(np.uint32), plain.finish(sums, **options).view(np.uint32))
 
 
+@examples
 @given(st.one_of(convolutions(), convolutions(depthwise=True)), st.booleans(), st.integers(1, 2))
 def test_signs_equal_the_plain_ones_and_leave_unused_bits_zero(case: Case, flipped: bool, threads: int) -> None:
     weight = case.signs(*case.weight_shape)
@@ -78,6 +81,7 @@ def test_a_pool_takes_the_maximum_of_the_sums_before_anything_else(follow: str, 
     np.testing.assert_array_equal(y, plain.finish(sums, **options))
 
 
+@examples
 @given(st.integers(1, 70), st.integers(1, 200), st.integers(1, 70), st.integers(1, 3), st.integers(0, 2**31))
 def test_dense_sums_equal_the_matrix_product(rows: int, inputs: int, outputs: int, threads: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -88,6 +92,15 @@ def test_dense_sums_equal_the_matrix_product(rows: int, inputs: int, outputs: in
     dense = kernels.BinaryDense(weight)
     np.testing.assert_array_equal(dense.run(kernels.pack(x), threads=threads), expected)
     np.testing.assert_array_equal(dense.run(x, residual=residual), expected.astype(np.float32) + residual)
+
+
+def test_an_empty_batch_gives_an_empty_result() -> None:
+    x = np.zeros((0, 5, 5, 3), np.float32)
+    assert kernels.BinaryConv(WEIGHT).run(x).shape == (0, 3, 3, 4)
+    assert kernels.BinaryConv(WEIGHT).run(kernels.pack(x), at=np.zeros(4, np.int32), threads=2).shape == (0, 3, 3, 1)
+    assert kernels.BinaryDense(WEIGHT[:, :, 0, 0]).run(x[:, 0, 0]).shape == (0, 4)
+    assert kernels.RealConv(WEIGHT.astype(np.float32)).run(x).shape == (0, 3, 3, 4)
+    assert kernels.max_pool(x, (2, 2), (2, 2)).shape == (0, 2, 2, 3)
 
 
 def test_long_sums_are_exact() -> None:
@@ -107,6 +120,11 @@ def test_leading_dimensions_batch_64_and_a_given_output() -> None:
     dense = kernels.BinaryDense(weight[:, :, 0, 0])
     expected = np.where(case.input >= 0, 1, -1) @ weight[:, :, 0, 0].T
     np.testing.assert_array_equal(dense.run(case.input), expected)
+    out = np.empty(expected.shape, np.int32)
+    assert np.shares_memory(dense.run(case.input, out), out)
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="out: expected C-contiguous"):
+        dense.run(case.input, np.empty((*expected.shape[:-1], 80), np.int32)[..., ::2])
 
 
 def test_the_residual_may_be_the_output() -> None:

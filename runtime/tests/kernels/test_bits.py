@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from . import plain
+from .cases import examples
 
 
+@examples
 @given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 100), st.integers(0, 2**31))
 def test_packing_is_a_comparison_and_unpacking_its_inverse(lead: list[int], channels: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

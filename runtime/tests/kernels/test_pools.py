@@ -9,9 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from . import plain
-from .cases import Case, convolutions
+from .cases import Case, convolutions, examples
 
 
+@examples
 @given(convolutions(), st.sampled_from(["float32", "int32", "uint32"]), st.integers(1, 3))
 def test_max_pool_equals_the_plain_form(case: Case, kind: Any, threads: int) -> None:
     x = case.reals(case.batch, *case.space, case.channels) * 100
@@ -23,6 +24,7 @@ def test_max_pool_equals_the_plain_form(case: Case, kind: Any, threads: int) -> 
     np.testing.assert_array_equal(y, plain.max_pool(x, case.kernel, case.stride, case.padding, case.dilation))
 
 
+@examples
 @given(convolutions(), st.booleans(), st.integers(1, 3))
 def test_avg_pool_sums_in_row_major_order(case: Case, count_include_pad: bool, threads: int) -> None:
     ones = (1,) * len(case.kernel)

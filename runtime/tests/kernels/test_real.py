@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from . import plain
-from .cases import Case, convolutions
+from .cases import Case, convolutions, examples
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**40), max_value=2.0**40)
 
 
+@examples
 @given(FLOATS, FLOATS, FLOATS)
 def test_the_plain_fma_rounds_the_exact_value_once(a: float, b: float, c: float) -> None:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
@@ -26,6 +27,7 @@ def test_the_plain_fma_rounds_the_exact_value_once(a: float, b: float, c: float)
         assert error < distance or (error == distance and found.view(np.uint32) % 2 == 0)
 
 
+@examples
 @given(
     st.one_of(convolutions(most_channels=40), convolutions(most_channels=70, depthwise=True)),
     st.sets(st.sampled_from(["bias", "scale", "shift", "residual", "relu"])),
@@ -43,6 +45,7 @@ def test_every_float_equals_the_plain_one_bit_for_bit(case: Case, chosen: set[st
     np.testing.assert_array_equal(y.view(np.uint32), plain.finish(sums, **options).view(np.uint32))
 
 
+@examples
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 70), st.integers(1, 3), st.integers(0, 2**31))
 def test_dense_equals_the_plain_form_bit_for_bit(rows: int, inputs: int, outputs: int, threads: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

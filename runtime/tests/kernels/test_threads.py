@@ -7,7 +7,10 @@ from frostbit_runtime.kernels.threads import split
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .cases import examples
 
+
+@examples
 @given(st.integers(0, 50), st.integers(1, 5), st.integers(1, 9))
 def test_parts_cover_everything_once_and_begin_at_the_grain(size: int, threads: int, grain: int) -> None:
     parts: list[tuple[int, int]] = []
