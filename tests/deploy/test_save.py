@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import frostbit_runtime
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import frostbit as fb
+import frostbit_runtime
 from frostbit.deploy import parity
 from frostbit.deploy.file import packed_bytes, program_of
 from tests.deploy import zoo

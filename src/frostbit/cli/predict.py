@@ -13,11 +13,10 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 
 if TYPE_CHECKING:
-    from frostbit_runtime.engine import Network
-
     from frostbit.data.dataset import Split
     from frostbit.data.loader import Loader
     from frostbit.data.stream import StreamSplit
+    from frostbit_runtime.engine import Network
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

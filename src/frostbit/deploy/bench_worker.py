@@ -28,9 +28,9 @@ def runtime(path: str, threads: int, _: Sequence[Any]) -> Run:
 def torch_float32(path: str, threads: int, example: Sequence[Any]) -> Run:
     """Return the same network in torch, in the faster of its two memory formats."""
     import torch
-    from frostbit_runtime import read
 
     from frostbit.deploy.torch_network import TorchNetwork
+    from frostbit_runtime import read
 
     torch.set_num_threads(threads)
     network = TorchNetwork(read(path)).eval()
@@ -91,10 +91,9 @@ def onnxruntime_int8(path: str, threads: int, example: Sequence[Any]) -> Run:
 
 
 def _onnx(path: str) -> bytes:
-    from frostbit_runtime import read
-
     from frostbit.deploy.onnx import OPSET, to_model
     from frostbit.deploy.onnx_nodes import FloatWriter
+    from frostbit_runtime import read
 
     data: bytes = to_model(read(path), FloatWriter, {"": OPSET}).SerializeToString()
     return data
@@ -142,6 +141,7 @@ def peak_mb() -> float:
 def main(request: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Time one engine; arguments as in the module's text."""
     import numpy as np
+
     from frostbit_runtime import read
 
     inputs = read(request["file"]).inputs

@@ -61,8 +61,9 @@ def to_model(program: Program, writer: type[Writer], opsets: Mapping[str, int], 
         opsets: ``{domain: version}``.
         extra: further values to return, for a comparison.
     """
-    from frostbit_runtime import check
     from onnx import TensorProto, helper
+
+    from frostbit_runtime import check
 
     # open sizes are those that follow an input's
     two, three = (
