@@ -21,8 +21,10 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml runtime/pyproject.toml
 	$(PIP) -e runtime -e ".[dev]"
 	touch $@ $(VENV)/demo
 
-demo: $(VENV)/demo  ## train float, STE, StoMPP and StoMPP+STE on embedded data; leaves runs/demo/report.html
+demo: $(VENV)/demo  ## train float, STE, StoMPP and StoMPP+STE on embedded data, pack the last; leaves runs/demo/report.html
 	$(BIN)/frostbit compare recipes/demo.yaml --out runs/demo --jobs 2 --overwrite
+	$(BIN)/frostbit export runs/demo/stompp+ste-seed0 --samples 64
+	$(BIN)/frostbit predict runs/demo/stompp+ste-seed0/net.safetensors --data digits
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -39,6 +39,18 @@ CASES = {
     "resume with settings": ("train --resume nope --epochs 3", "--resume takes all settings"),
     "evaluate": ("evaluate nope", "'nope' is not a run folder"),
     "inspect": ("inspect nope", "'nope' is not a run folder"),
+    "export": ("export nope", "'nope' is not a run folder"),
+    "export format": ("export nope --format onxx", "unknown format 'onxx': did you mean 'onnx'?"),
+    "export option": ("export nope --sample 3", "did you mean '--samples'?"),
+    "export samples": ("export nope --samples 0", "--samples must be at least 1"),
+    "export encoding": ("export nope --format onnx --rest float16", "--rest and --real_weights are for packed files"),
+    "predict": ("predict nope.safetensors a.png", "nope.safetensors: cannot be read: No such file"),
+    "predict nothing": ("predict nope.safetensors", "needs images, or --data with the name of a data set"),
+    "predict top": ("predict nope.safetensors a.png --top 0", "--top must be at least 1"),
+    "predict no packed file": ("predict RECIPE a.png", "r.yaml: "),
+    "bench": ("bench nope.safetensors", "nope.safetensors: cannot be read: No such file"),
+    "bench numbers": ("bench nope.safetensors --batch few", "--batch must be whole numbers of at least 1"),
+    "bench option": ("bench nope.safetensors --thread 1", "did you mean '--threads'?"),
     "missing argument": ("evaluate", "run"),
 }
 

@@ -190,7 +190,7 @@ REFUSED = {
     "quotient": (lambda y: y / (y.abs() + 1), "cannot be packed"),
     "batch": (lambda y: y.mean(0), "it averages over the batch"),
     "first": (lambda y: y[0], "it takes a part of the batch"),
-    "len": (lambda y: y.reshape(len(y), 2, 3), "fixes its batch to 4 in forward"),
+    "fixed batch": (lambda y: y.reshape(4, 2, 3), "fixes its batch to 4 in forward"),
     "branch": (lambda y: y if y.sum() > 0 else -y, "torch cannot export Calls"),
     "constant": (lambda y: torch.ones(3), "returns nothing that depends on its input"),
     "power": (lambda y: y**3, "its exponent is 3"),
@@ -202,6 +202,12 @@ def test_what_cannot_be_packed_is_named_with_what_to_do(case: str) -> None:
     function, words = REFUSED[case]
     with pytest.raises(fb.UsageError, match=words):
         lowered(Calls(function), torch.randn(4, 6))
+
+
+def test_len_and_negative_indices_are_sizes_and_bounds() -> None:
+    found = lowered(Calls(lambda y: y.reshape(len(y), 2, 3)[:, -1, :-1]), torch.randn(4, 6))
+    assert found.inputs == [("x", (None, 6), "float32")]
+    assert found.graph.values[found.graph.outputs[0]].shape[1:] == (2,)
 
 
 def test_the_module_is_named() -> None:

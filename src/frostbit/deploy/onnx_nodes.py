@@ -92,6 +92,14 @@ class Writer:
         return tensor.decode().reshape(shape)
 
 
+class FloatWriter(Writer):
+    """Writes binary weights as floats, four bytes each: what tools that look for weights understand."""
+
+    def weight(self, tensor: Stored, permute: tuple[int, ...] | None = None) -> str:
+        """Store a weight, axes permuted; return its name."""
+        return self.real(tensor.decode() if permute is None else tensor.decode().transpose(permute))
+
+
 Handler = Callable[[Writer, Inputs, Attrs, Tensors, str], None]
 
 

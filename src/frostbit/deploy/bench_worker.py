@@ -1,0 +1,172 @@
+"""Times one engine on one packed file, in a process of its own: ``python bench_worker.py REQUEST``.
+
+Run by path, not as a module, so that measuring `frostbit_runtime` does not load torch. ``REQUEST`` is JSON:
+``{file, engine, threads, batches, seconds}``; one JSON line comes back: ``{batch: {ms, peak_mb}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Run = Callable[[Sequence[Any]], Any]
+
+
+def runtime(path: str, threads: int, _: Sequence[Any]) -> Run:
+    """Return the packed network."""
+    import frostbit_runtime
+
+    network = frostbit_runtime.load(path)
+    return lambda arrays: network(*arrays, threads=threads)
+
+
+def torch_float32(path: str, threads: int, example: Sequence[Any]) -> Run:
+    """Return the same network in torch, in the faster of its two memory formats."""
+    import torch
+
+    from frostbit.deploy.torch_network import TorchNetwork
+    from frostbit_runtime import read
+
+    torch.set_num_threads(threads)
+    network = TorchNetwork(read(path)).eval()
+
+    def call(arrays: Sequence[Any], images_last: bool) -> Any:
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if images_last:
+            tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+        with torch.inference_mode():
+            return network(*tensors)
+
+    if not any(array.ndim == 4 for array in example):
+        return lambda arrays: call(arrays, False)
+    last = [torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in network.buffers()]
+    plain = best(lambda: call(example, False), 0.3)
+    for (name, tensor), layout in zip(list(network.named_buffers()), last, strict=True):
+        setattr(network, name, tensor.to(memory_format=layout))
+    if best(lambda: call(example, True), 0.3) < plain:
+        return lambda arrays: call(arrays, True)
+    network = TorchNetwork(read(path)).eval()
+    return lambda arrays: call(arrays, False)
+
+
+def onnxruntime_float32(path: str, threads: int, _: Sequence[Any]) -> Run:
+    """Return the same network in onnxruntime."""
+    return _session(_onnx(path), threads)
+
+
+def onnxruntime_int8(path: str, threads: int, example: Sequence[Any]) -> Run:
+    """Return the same network quantized to int8 by onnxruntime's own static quantization, calibrated on noise."""
+    import logging
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
+        def __init__(self, names: Sequence[str]) -> None:
+            self.left = [dict(zip(names, example, strict=True))]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    logging.disable(logging.WARNING)
+    model = onnx.load_from_string(_onnx(path))
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/float.onnx")
+        quantize_static(
+            f"{folder}/float.onnx",
+            f"{folder}/int8.onnx",
+            Reader([value.name for value in model.graph.input]),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+        )
+        return _session(open(f"{folder}/int8.onnx", "rb").read(), threads)
+
+
+def _onnx(path: str) -> bytes:
+    from frostbit.deploy.onnx import OPSET, to_model
+    from frostbit.deploy.onnx_nodes import FloatWriter
+    from frostbit_runtime import read
+
+    data: bytes = to_model(read(path), FloatWriter, {"": OPSET}).SerializeToString()
+    return data
+
+
+def _session(model: bytes, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+ENGINES = {
+    "frostbit_runtime": runtime,
+    "torch float32": torch_float32,
+    "onnxruntime float32": onnxruntime_float32,
+    "onnxruntime int8": onnxruntime_int8,
+}
+
+
+def best(call: Callable[[], Any], seconds: float) -> float:
+    """Return the shortest time of a call in milliseconds, after one to warm up."""
+    call()
+    shortest, end = float("inf"), time.perf_counter() + seconds
+    while shortest == float("inf") or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        shortest = min(shortest, time.perf_counter() - start)
+    return shortest * 1000
+
+
+def peak_mb() -> float:
+    """Return the largest memory that this process has held, in megabytes."""
+    try:  # getrusage counts what the parent held when it started this process
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main(request: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Time one engine; arguments as in the module's text."""
+    import numpy as np
+
+    from frostbit_runtime import read
+
+    inputs = read(request["file"]).inputs
+
+    def arrays(batch: int) -> list[Any]:
+        generator = np.random.default_rng(0)
+        shapes = [(batch, *(size or 64 for size in item.shape[1:])) for item in inputs]
+        kinds = [item.dtype for item in inputs]
+        return [
+            generator.standard_normal(shape).astype(np.float32) if kind == "float32" else np.zeros(shape, np.int64)
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
+
+    run = ENGINES[request["engine"]](request["file"], request["threads"], arrays(request["batches"][0]))
+    found = {}
+    for batch in request["batches"]:
+        given = arrays(batch)
+        ms = best(lambda given=given: run(given), request["seconds"])  # type: ignore[misc]  # a default, not an argument
+        found[str(batch)] = {"ms": ms, "peak_mb": peak_mb()}
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder holds modules named like packages that they import
+    wanted = json.loads(sys.argv[1])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(wanted["threads"])
+    print(json.dumps(main(wanted)))
