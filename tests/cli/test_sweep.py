@@ -73,7 +73,7 @@ def test_a_sweep_chooses_by_validation_images_and_explains_itself(workplace, cap
         assert list(trial.intermediate_values.values()) == [row["val_acc_as_is"] for row in result["curve"]]
         assert (workplace / "s" / f"trial-{trial.number:04d}" / "report.html").exists()
     best = max(study.trials, key=lambda t: (t.value, -t.number))
-    assert f"best of 4 trials: {best.value:.2f} % on validation images, trial {best.number}" in out
+    assert f"best of 4 trials: {best.value:.2f} % on validation samples, trial {best.number}" in out
     assert yaml.safe_load((workplace / "s" / "best.yaml").read_text()) == best.user_attrs["settings"]
     page = (workplace / "s" / "report.html").read_text()
     assert f'href="trial-{best.number:04d}/report.html"' in page
@@ -109,11 +109,21 @@ def test_more_trials_go_on_where_the_study_stood_and_draws_do_not_depend_on_it(w
     assert [(t.params, t.value) for t in a] == [(t.params, t.value) for t in b]
 
 
+def test_choices_alone_are_run_once_each(workplace):
+    words = ("--over", "optimizer.lr=0.1,0.3", "--over", "progression.order=forward,reverse")
+    sweep(*words, trials=1)  # too few for all: a choice of them
+    sweep(*words, trials=20)
+    trials = load().trials
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    found = {(t.params["optimizer.lr"], t.params["progression.order"]) for t in trials}
+    assert len(found) == len(trials) == 4
+
+
 def test_settings_that_were_tried_are_not_run_again(workplace):
-    sweep("--over", "optimizer.lr=0.1,0.3", trials=6)
+    sweep("--over", "train.eval_every=1:2", trials=6)
     trials = load().trials
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 6
-    assert len(list((workplace / "s").glob("trial-*"))) == len({t.params["optimizer.lr"] for t in trials}) == 2
+    assert len(list((workplace / "s").glob("trial-*"))) == len({t.params["train.eval_every"] for t in trials}) == 2
     for trial in trials:
         same = trial.user_attrs.get("same_as", trial.number)
         assert (trial.value, trial.params) == (trials[same].value, trials[same].params)
@@ -252,13 +262,13 @@ def test_jobs_start_workers_and_report_a_death(workplace, capsys):
 
 
 CASES = {
-    "no validation": ("--data.val_fraction 0 --over optimizer.lr=0.1", "a sweep chooses by validation images"),
+    "no validation": ("--data.val_fraction 0 --over optimizer.lr=0.1", "a sweep chooses by validation samples"),
     "nothing": ("", "name a setting with --over"),
     "typo": ("--over optimizer.lt=0.1", "no setting 'optimizer.lt': did you mean 'optimizer.lr'?"),
     "no section": ("--over lr=0.1,0.2", "did you mean 'optimizer.lr'?"),
     "form": ("--over optimizer.lr", "--over must be SETTING=VALUES"),
     "name": ("--over name=a,b", "cannot vary 'name': it is no setting of a single run"),
-    "data": ("--over data.limit_train=100,200", "trials would be scored on different images"),
+    "data": ("--over data.limit_train=100,200", "trials would be scored on different samples"),
     "order": ("--over optimizer.lr=1:0.1", "must have low < high, found 1:0.1"),
     "log of zero": ("--over optimizer.lr=log:0:1", "must have 0 < low < high"),
     "half a range": ("--over optimizer.lr=log:1", "a logarithmic range is log:low:high"),

@@ -20,7 +20,7 @@ class Point:
     Args:
         number: of the trial.
         settings: what it ran with.
-        accuracy: on validation images in percent; the last known one of a pruned trial.
+        accuracy: on validation samples in percent; the last known one of a pruned trial.
         complete: whether it ran to its end.
     """
 

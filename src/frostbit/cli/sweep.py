@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     parser = make_parser(
         "sweep",
         "Search settings of a recipe with Optuna: each trial is an ordinary run, judged by the accuracy of the fully "
-        "binary network on validation images, which are split off the training images. The same command goes on where "
+        "binary network on validation samples, which are split off the training ones. The same command goes on where "
         "it was stopped; several machines that name one --storage share a study.",
         usage="[recipe.yaml] --over SETTING=VALUES [--over …] [options]",
         without=["seeds"],
@@ -65,11 +65,11 @@ def run(argv: Sequence[str]) -> int:
     arm, layers = choose_arm(read_recipe(own), own["arm"], given)
     base = check_space(space, layers, given)
     if not base.data.val_fraction:
-        raise UsageError("a sweep chooses by validation images: set --data.val_fraction above 0, e.g. 0.1")
+        raise UsageError("a sweep chooses by validation samples: set --data.val_fraction above 0, e.g. 0.1")
     if base.train.devices > 1:
         raise UsageError("a sweep trains each trial on one device: start a worker for each of them instead")
 
-    from frostbit.training.sweep import Sweep, open_study, work
+    from frostbit.training.sweep import Sweep, open_study, plan, work
 
     name = own["study"] or f"{base.name}-{arm}"
     out = Path(own["out"] or Path("runs") / name)
@@ -77,6 +77,7 @@ def run(argv: Sequence[str]) -> int:
     storage = own["storage"] or f"sqlite:///{out / 'study.db'}"
     sweep = Sweep((*layers, given), base, tuple(space), arm, own["seed"], out, own["prune"])
     study = open_study(sweep, name, storage)
+    trials = plan(study, sweep, own["trials"])
 
     def say(trial: FrozenTrial) -> None:
         finished(trial, out, quiet=own["quiet"])
@@ -84,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
     if own["jobs"] > 1:
         share([*argv, "--study", name, "--storage", storage, "--out", str(out)], own["jobs"], out, study, say)
     else:
-        work(study, sweep, own["trials"], say)
+        work(study, sweep, trials, say)
     show(study, sweep, own, given)
     return 0
 
@@ -167,7 +168,7 @@ def show(study: optuna.Study, sweep: Sweep, own: Mapping[str, Any], given: Mappi
         snippet = str(yaml.safe_dump(settings, sort_keys=False))
         command = best_command(own, {**given, **settings})
         write_atomically(sweep.out / "best.yaml", snippet)
-        print(f"best of {len(trials)} trials: {best[0].value:.2f} % on validation images, trial {best[0].number}")
+        print(f"best of {len(trials)} trials: {best[0].value:.2f} % on validation samples, trial {best[0].number}")
         print("".join(f"  {line}\n" for line in (*snippet.splitlines(), command)), end="")
     else:
         print(f"none of {len(trials)} trials came to its end")
@@ -217,8 +218,8 @@ def sweep_page(name: str, trials: Sequence[FrozenTrial], space: Sequence[Dimensi
         )
         sections.append(Section("Accuracy", image(png, caption)))
     note = (
-        "Accuracy of the fully binary network at the last epoch, batch norm recalibrated, on validation images split "
-        "off the training images. Test images took no part in any choice."
+        "Accuracy of the fully binary network at the last epoch, batch norm recalibrated, on validation samples split "
+        "off the training ones. Test samples took no part in any choice."
     )
     sections.append(Section("Trials, best first", table(("trial", "result", *names), rows) + text(note)))
     runs = {t.user_attrs["folder"]: f"{t.user_attrs['folder']}/report.html" for t in best_trials(shown)}

@@ -177,14 +177,14 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
 
 
 def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
-    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew.
+    """Yield the training inputs, without augmentation, over which batch-norm statistics are taken anew.
 
-    Full batches only: a ragged one would weigh as much as the others, and one image has no variance.
+    Full batches only: a ragged one would weigh as much as the others, and one sample has no variance.
     """
     config = module.recipe.train
     batches = module.loader(module.data.train)
     full = len(module.data.train) // config.batch
-    return (images for images, _ in islice(batches, min(config.recalibrate_batches, full)))
+    return (inputs for inputs, _ in islice(batches, min(config.recalibrate_batches, full)))
 
 
 def save_state(path: Path, net: torch.nn.Module) -> None:
@@ -207,9 +207,9 @@ def binary_mac_share(built: Built) -> float:
 def resolved_config(built: Built) -> dict[str, Any]:
     """Return the complete configuration as results hold it: nothing in it names the machine."""
     config = to_dict(built.recipe)
-    for section, key in (("data", "path"), (None, "init_from")):
-        holder = config if section is None else config[section]
-        if holder[key] is not None:
+    data, arguments = config["data"], config["model"]["args"]
+    for holder, key in ((data, "path"), (data, "tokenizer"), (arguments, "checkpoint"), (config, "init_from")):
+        if holder.get(key) is not None and Path(holder[key]).expanduser().exists():
             holder[key] = Path(holder[key]).name
     return config | {"derived": derived(built)}
 

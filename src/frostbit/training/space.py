@@ -15,7 +15,7 @@ from frostbit.training.resolve import SETTINGS, Flat, changed, nearest_setting, 
 if TYPE_CHECKING:
     import optuna
 
-# what has no meaning inside a run, and what would score trials on different images
+# what has no meaning inside a run, and what would score trials on different samples
 _FIXED = ("name", "seeds", "arms", "scales", "scale")
 _SCORED = ("data.name", "data.path", "data.limit_train", "data.val_fraction")
 # settings that decide which other settings mean anything
@@ -79,7 +79,7 @@ def parse_dimension(text: str) -> Dimension:
     if name in _FIXED or name.startswith("paper."):
         raise UsageError(f"--over cannot vary {name!r}: it is no setting of a single run")
     if name in _SCORED:
-        raise UsageError(f"--over cannot vary {name!r}: trials would be scored on different images")
+        raise UsageError(f"--over cannot vary {name!r}: trials would be scored on different samples")
     if name not in SETTINGS:
         raise UsageError(f"--over: no setting {name!r}: {nearest_setting(name)}")
     found = re.fullmatch(rf"(log:)?({_NUMBER}):({_NUMBER})", values)

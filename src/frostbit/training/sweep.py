@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 import warnings
 from collections import Counter
@@ -116,6 +118,26 @@ def _storage(url: str) -> RDBStorage:
     raise UsageError(f"--storage {url!r} cannot be used: {reason}")
 
 
+def plan(study: optuna.Study, sweep: Sweep, trials: int) -> int:
+    """Queue every combination of choices if there are no ranges and no more combinations than trials.
+
+    Args:
+        study: from `open_study`.
+        sweep: what it is about.
+        trials: how many trials are wanted.
+
+    Returns:
+        How many make sense: ``trials``, or the number of combinations if that is smaller.
+    """
+    combinations = math.prod(len(dimension.choices) for dimension in sweep.space)
+    if not 0 < combinations <= trials:
+        return trials
+    names = [dimension.name for dimension in sweep.space]
+    for values in itertools.product(*(dimension.choices for dimension in sweep.space)):
+        study.enqueue_trial(dict(zip(names, values, strict=True)), skip_if_exists=True)
+    return combinations
+
+
 def work(study: optuna.Study, sweep: Sweep, trials: int, say: Say) -> None:
     """Run trials until the study has as many as wanted; other workers may do so at the same time.
 
@@ -137,11 +159,11 @@ def work(study: optuna.Study, sweep: Sweep, trials: int, say: Say) -> None:
             fail_stale_trials(study)
         states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
         done = sum(states[state] for state in FINISHED)
-        if done >= trials:
-            return
         if states[TrialState.WAITING] or done + states[TrialState.RUNNING] < trials:
             study.optimize(lambda trial: _objective(trial, sweep), n_trials=1)
             say(max((t for t in study.get_trials(deepcopy=False) if t.datetime_complete), key=_when))
+        elif done >= trials:
+            return
         else:  # the last ones run elsewhere; should a worker die, its trial comes back to this one
             time.sleep(min(1.0, HEARTBEAT / 2))
 
