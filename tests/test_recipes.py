@@ -31,7 +31,7 @@ def test_recipe(path):
                 if "in_channels" in models.arguments(recipe.model.name):
                     make_net(recipe, torch.randn(2, 3, recipe.model.input_size, recipe.model.input_size))
                 elif find_checkpoint(recipe.model.args["checkpoint"]) != recipe.model.args["checkpoint"]:
-                    make_net(recipe, torch.randint(1, 1000, (2, 8)), (1000, 0))
+                    make_net(recipe, torch.randint(1, 1000, (2, 8)), vocabulary=(1000, 0))
             if recipe.progression is not None:
                 assert recipe.progression.schedule in {None, *SCHEDULES}, arm
     if "paper.values" in stated:

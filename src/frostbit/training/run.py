@@ -209,8 +209,9 @@ def resolved_config(built: Built) -> dict[str, Any]:
     config = to_dict(built.recipe)
     data, arguments = config["data"], config["model"]["args"]
     for holder, key in ((data, "path"), (data, "tokenizer"), (arguments, "checkpoint"), (config, "init_from")):
-        if holder.get(key) is not None and Path(holder[key]).expanduser().exists():
-            holder[key] = Path(holder[key]).name
+        value = holder.get(key)
+        if value is not None and (key in ("path", "init_from") or Path(value).expanduser().exists()):
+            holder[key] = Path(value).name  # what is no file is a name on the hub or of a package
     return config | {"derived": derived(built)}
 
 
