@@ -26,8 +26,9 @@ ALLOWED = {
     "evaluation": {"errors", "nn", "quantizers", "units"},
     "progression": {"errors", "registry", "nn", "quantizers", "units"},
     "optim": set(),
-    "models": {"errors", "registry"},
-    "data": {"errors", "registry"},
+    "checkpoints": {"errors"},
+    "models": {"errors", "registry", "checkpoints"},
+    "data": {"errors", "registry", "checkpoints"},
     "analysis": {"errors", "registry", "quantizers", "nn", "progression"},
     "deploy": {
         "errors",

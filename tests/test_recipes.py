@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frostbit import models
+from frostbit.checkpoints import find_checkpoint
 from frostbit.cli.compare import arm_recipes
 from frostbit.progression import SCHEDULES
 from frostbit.training.build import make_net
@@ -27,7 +28,10 @@ def test_recipe(path):
             if scale == smallest and recipe.init_from is None and key not in built:
                 built.add(key)
                 recipe.model.num_classes, recipe.model.input_size = 10, recipe.data.size or 32
-                make_net(recipe, torch.randn(2, 3, recipe.model.input_size, recipe.model.input_size))
+                if "in_channels" in models.arguments(recipe.model.name):
+                    make_net(recipe, torch.randn(2, 3, recipe.model.input_size, recipe.model.input_size))
+                elif find_checkpoint(recipe.model.args["checkpoint"]) != recipe.model.args["checkpoint"]:
+                    make_net(recipe, torch.randint(1, 1000, (2, 8)), vocabulary=(1000, 0))
             if recipe.progression is not None:
                 assert recipe.progression.schedule in {None, *SCHEDULES}, arm
     if "paper.values" in stated:

@@ -54,7 +54,8 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
     """Recompute batch-norm statistics on the hardened network, in place.
 
     While units are soft, batch norm sees other distributions than the binary network has. The new statistics are
-    the plain average over the batches given; dropout and the like stay in evaluation mode, no gradient flows.
+    the plain average over the batches given; dropout and the like stay in evaluation mode, no gradient flows. A model
+    without batch norm stays as it is, and no batch is taken.
 
     Args:
         model: the model.
@@ -68,6 +69,8 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
         UsageError: no batch was given. The statistics are then as they were, as after any other error.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

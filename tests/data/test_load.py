@@ -59,24 +59,24 @@ def as_chw(pixels: np.ndarray) -> torch.Tensor:
 
 def test_digits_are_fixed_stratified_and_scaled_to_bytes() -> None:
     digits = data.load("digits")
-    assert digits.train.images.shape == (1437, 1, 8, 8)
-    assert digits.test.images.shape == (360, 1, 8, 8)
-    assert digits.image_shape == (1, 8, 8)
-    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.inputs.shape == (1437, 1, 8, 8)
+    assert digits.test.inputs.shape == (360, 1, 8, 8)
+    assert digits.input_shape == (1, 8, 8)
+    assert digits.train.inputs.dtype == torch.uint8
     assert digits.train.labels.dtype == torch.int64
     assert digits.classes == tuple("0123456789")
     assert digits.val is None
-    assert {0, 255} <= set(digits.train.images.unique().tolist())
-    assert len(digits.train.images.unique()) == 17
+    assert {0, 255} <= set(digits.train.inputs.unique().tolist())
+    assert len(digits.train.inputs.unique()) == 17
     counts = digits.test.labels.bincount()
     assert counts.min() >= 34
     assert counts.max() <= 37
-    assert torch.equal(data.load("digits").test.images, digits.test.images)
+    assert torch.equal(data.load("digits").test.inputs, digits.test.inputs)
 
 
 def test_mean_and_std_are_those_of_the_training_images_in_use() -> None:
     digits = data.load("digits", limit_train=300, val_fraction=0.2)
-    unit = digits.train.images.double() / 255
+    unit = digits.train.inputs.double() / 255
     assert digits.mean == pytest.approx([unit.mean().item()])
     assert digits.std == pytest.approx([unit.std(correction=0).item()])
 
@@ -92,12 +92,12 @@ def test_a_constant_channel_has_a_standard_deviation_to_divide_by(tmp_path: Path
 def test_parquet_shards_are_read_in_order_and_without_change(parquet_folder: Path) -> None:
     images = as_chw(pictures(20))
     found = data.load("folder", parquet_folder)
-    assert torch.equal(found.train.images, images[:16])
-    assert torch.equal(found.test.images, images[16:])
+    assert torch.equal(found.train.inputs, images[:16])
+    assert torch.equal(found.test.inputs, images[16:])
     assert found.train.labels.tolist() == [0, 1, 2, 3] * 4
     assert found.test.labels.tolist() == [3, 2, 1, 0]
     assert found.classes == ("0", "1", "2", "3")
-    assert found.train.images.is_contiguous()
+    assert found.train.inputs.is_contiguous()
     assert found.name == "folder"
 
 
@@ -151,7 +151,7 @@ def test_the_hub_is_asked_for_its_own_copy(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = data.load(name)
     assert asked == [f"uoft-cs/{name}"]
-    assert torch.equal(found.test.images, as_chw(images))
+    assert torch.equal(found.test.inputs, as_chw(images))
     assert found.test.labels.tolist() == [classes - 1, 0, 1]
     assert found.classes[-1] == f"class {classes - 1}"
 
@@ -178,7 +178,7 @@ def test_class_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     found = data.load("folder", tmp_path)
     assert found.classes == ("cat", "dog")
-    assert torch.equal(found.train.images, as_chw(np.stack([c, a, b])))
+    assert torch.equal(found.train.inputs, as_chw(np.stack([c, a, b])))
     assert found.train.labels.tolist() == [0, 1, 1]
     assert found.test.labels.tolist() == [1, 1]
 
@@ -186,11 +186,11 @@ def test_class_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
 def test_grey_images_keep_one_channel_unless_colour_is_among_them(tmp_path: Path) -> None:
     grey, colour = pictures(2, (6, 6)), pictures(2)
     class_folders(tmp_path, {"train": {"a": [*grey]}, "test": {"a": [grey[0]]}})
-    assert torch.equal(data.load("folder", tmp_path).train.images[:, 0], torch.from_numpy(grey))
+    assert torch.equal(data.load("folder", tmp_path).train.inputs[:, 0], torch.from_numpy(grey))
     (tmp_path / "test" / "a" / "1.png").write_bytes(encode(colour[0]))
     mixed = data.load("folder", tmp_path)
-    assert torch.equal(mixed.train.images, torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1))
-    assert torch.equal(mixed.test.images[1], as_chw(colour)[0])
+    assert torch.equal(mixed.train.inputs, torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1))
+    assert torch.equal(mixed.test.inputs[1], as_chw(colour)[0])
 
 
 def test_other_image_modes_become_rgb_or_grey(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_other_image_modes_become_rgb_or_grey(tmp_path: Path) -> None:
         for split in ("train", "test"):
             (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
             image.save(tmp_path / split / "a" / f"{index}.png")
-    found = data.load("folder", tmp_path).train.images
+    found = data.load("folder", tmp_path).train.inputs
     expected = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in modes.values()]
     assert torch.equal(found, torch.stack(expected))
 
 
 def test_shrinking_averages_areas(parquet_folder: Path) -> None:
-    small = data.load("folder", parquet_folder, size=3).train.images
+    small = data.load("folder", parquet_folder, size=3).train.inputs
     blocks = as_chw(pictures(20))[:16].double().unflatten(2, (3, 2)).unflatten(4, (3, 2))
     assert (small - blocks.mean((3, 5))).abs().max() <= 0.5 + 1e-9
 
@@ -214,7 +214,7 @@ def test_shrinking_averages_areas(parquet_folder: Path) -> None:
 def test_enlarging_interpolates_and_sizes_may_then_differ(tmp_path: Path) -> None:
     steps = np.array([[0, 100]] * 2, np.uint8)
     class_folders(tmp_path, {"train": {"a": [steps, pictures(1, (9, 5))[0]]}, "test": {"a": [steps]}})
-    row = data.load("folder", tmp_path, size=8).train.images[0, 0, 0].tolist()
+    row = data.load("folder", tmp_path, size=8).train.inputs[0, 0, 0].tolist()
     assert row == sorted(row)
     assert len(set(row)) > 2
 
@@ -222,7 +222,7 @@ def test_enlarging_interpolates_and_sizes_may_then_differ(tmp_path: Path) -> Non
 def test_limits_are_nested_and_the_same_in_every_run(parquet_folder: Path) -> None:
     def rows(**limits: int) -> list[int]:
         everything = as_chw(pictures(20))
-        found = data.load("folder", parquet_folder, **limits).train.images
+        found = data.load("folder", parquet_folder, **limits).train.inputs
         return [int((everything == image).all((1, 2, 3)).nonzero()) for image in found]
 
     five, nine = rows(limit_train=5), rows(limit_train=9)
@@ -244,7 +244,7 @@ def test_validation_images_come_from_the_training_images_only() -> None:
         return sorted(
             image.numpy().tobytes() + bytes([label])
             for split in splits
-            for image, label in zip(split.images, split.labels.tolist(), strict=True)
+            for image, label in zip(split.inputs, split.labels.tolist(), strict=True)
         )
 
     assert keys(parts.train, parts.val) == keys(whole.train)
@@ -398,10 +398,10 @@ def test_bad_class_folders_get_one_sentence(tmp_path: Path) -> None:
         ({"name": "cifar10", "path": __file__}, "found a file"),
         ({"name": "digits", "path": "."}, "takes no path"),
         ({"size": 0}, "size must be >= 1, found 0"),
-        ({"limit_train": 1438}, "limit_train must be in [1, 1437], the number of images, found 1438"),
-        ({"limit_test": 0}, "limit_test must be in [1, 360], the number of images, found 0"),
+        ({"limit_train": 1438}, "limit_train must be in [1, 1437], the number of samples, found 1438"),
+        ({"limit_test": 0}, "limit_test must be in [1, 360], the number of samples, found 0"),
         ({"val_fraction": 1.0}, "val_fraction must be in [0, 1), found 1.0"),
-        ({"val_fraction": 0.9, "limit_train": 1}, "val_fraction 0.9 leaves none of 1 images to train on"),
+        ({"val_fraction": 0.9, "limit_train": 1}, "val_fraction 0.9 leaves none of 1 samples to train on"),
     ],
 )
 def test_a_bad_option_gets_one_sentence(options: dict[str, object], said: str) -> None:
@@ -425,7 +425,7 @@ def test_cifar10_from_real_files_quickly() -> None:
     start = time.perf_counter()
     found = data.load("cifar10", folder, size=16, limit_train=10_240)
     assert time.perf_counter() - start < 5
-    assert found.train.images.shape == (10_240, 3, 16, 16)
+    assert found.train.inputs.shape == (10_240, 3, 16, 16)
     assert len(found.test) == 10_000
     assert torch.equal(found.test.labels.bincount(), torch.full((10,), 1000))
     assert found.mean == pytest.approx((0.491, 0.482, 0.447), abs=0.01)

@@ -41,7 +41,7 @@ def test_batches_are_normalized_per_channel(dtype: torch.dtype, tolerance: float
     ((images, labels),) = list(make(5, 8, shuffle=False, dtype=dtype))
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
     assert images.dtype == dtype
-    torch.testing.assert_close(images.double(), (split.images / 255.0 - mean) / std, rtol=tolerance, atol=3e-7)
+    torch.testing.assert_close(images.double(), (split.inputs / 255.0 - mean) / std, rtol=tolerance, atol=3e-7)
     assert torch.equal(labels, split.labels)
 
 
@@ -160,8 +160,8 @@ def test_evaluation_ranks_may_be_ragged_but_miss_nothing() -> None:
     ("options", "said"),
     [
         ({"batch_size": 0}, "batch_size must be >= 1, found 0"),
-        ({"batch_size": 23, "drop_last": True}, "batch_size 23 is larger than the 22 images of the split"),
-        ({"batch_size": 24, "world_size": 2}, "batch_size 24 is larger than the 22 images"),
+        ({"batch_size": 23, "drop_last": True}, "batch_size 23 is larger than the 22 samples of the split"),
+        ({"batch_size": 24, "world_size": 2}, "batch_size 24 is larger than the 22 samples"),
         ({"batch_size": 9, "world_size": 2}, "batch_size 9 is the global batch and must divide by 2 ranks"),
         ({"rank": 2, "world_size": 2}, "found rank 2 of 2"),
         ({"world_size": 0}, "found rank 0 of 0"),

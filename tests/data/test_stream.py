@@ -35,13 +35,13 @@ def loader(found, **options):
 def test_streamed_and_held_images_tell_the_same(folder):
     streamed = data.load("folder", folder, size=16, stream=True)
     held = data.load("folder", folder, size=16)
-    assert streamed.image_shape == held.image_shape == (3, 16, 16)
+    assert streamed.input_shape == held.input_shape == (3, 16, 16)
     assert torch.equal(streamed.train.labels, held.train.labels)
     pixels, labels = streamed.train.take(slice(0, 22))
     assert pixels.dtype == torch.uint8
     assert torch.equal(labels, held.train.labels)
     # a central square against the squeezed whole: the bright half is on the same side
-    for images in (pixels, held.train.images):
+    for images in (pixels, held.train.inputs):
         brighter_right = images[..., 9:].float().mean((1, 2, 3)) > images[..., :7].float().mean((1, 2, 3))
         assert torch.equal(brighter_right.long(), labels)
     assert streamed.mean == pytest.approx(held.mean, abs=0.03)

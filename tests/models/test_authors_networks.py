@@ -204,7 +204,7 @@ def test_images_of_a_folder_train_through_the_imagenet_stems(tmp_path: Path) -> 
                     pixels[::8] = 255
                 Image.fromarray(pixels.numpy()).save(tmp_path / split / name / f"{n}.jpg")
     data = fb.data.load("folder", path=str(tmp_path), size=128)
-    assert (data.image_shape, len(data.train), len(data.test)) == ((3, 128, 128), 8, 4)
+    assert (data.input_shape, len(data.train), len(data.test)) == ((3, 128, 128), 8, 4)
     for name in ("xnornet", "bireal18"):
         model = small(name, input_size=128, num_classes=2)
         fb.binarize_(model, weight="direct", min_binary_macs=0)

@@ -212,7 +212,7 @@ def test_sizes_that_contradict_the_data(tiny):
         build(tiny(**{"train.batch": 999}), 0)
     with pytest.raises(UsageError, match=r"num_classes is 3, but 'digits' has 10"):
         build(tiny(**{"model.num_classes": 3}), 0)
-    with pytest.raises(UsageError, match=r"input_size is 9, but images are 8 wide"):
+    with pytest.raises(UsageError, match=r"input_size is 9, but the inputs of 'digits' have 8"):
         build(tiny(**{"model.input_size": 9}), 0)
 
 

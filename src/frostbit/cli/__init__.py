@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train one network",
     "compare": "train several methods on one recipe and hold them side by side",
     "reproduce": "run a published table, or list them all beside the figures measured so far",
+    "sweep": "search settings of a recipe by their accuracy on validation samples",
     "evaluate": "accuracies of a trained run: as it is, hardened, recalibrated",
     "summary": "layers, bits, bytes and multiply-accumulates of a network",
     "inspect": "what happened inside a run: frozen shares and the saw-tooth",

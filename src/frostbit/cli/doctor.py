@@ -13,7 +13,7 @@ from frostbit.cli.options import make_parser, parse
 
 PACKAGES = (
     *("lightning", "jsonargparse", "tensorboard", "rich", "datasets", "scikit-learn", "pyarrow", "pillow"),
-    *("matplotlib", "plotly"),
+    *("matplotlib", "plotly", "optuna", "transformers"),
 )
 
 

@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the accuracies of a run's last checkpoint: as it is, hardened, hardened and recalibrated."""
     parser = make_parser(
         "evaluate",
-        "Accuracies of a run's last checkpoint on its test images: as it is, hardened, recalibrated.",
+        "Accuracies of a run's last checkpoint on its test split: as it is, hardened, recalibrated.",
         usage="RUN [options]",
         settings=False,
     )
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         module.cuda()
     test = module.loader(built.data.test)
     epoch = module.record.curve[-1]["epoch"] if module.record.curve else 0
-    print(f"{folder}, last evaluated epoch {epoch}, {len(built.data.test)} test images")
+    print(f"{folder}, last evaluated epoch {epoch}, {len(built.data.test)} test samples")
     print(f"  as it is                 {score(module.net, test)[1]:6.2f} %")
     if not is_hard(module.net):
         print(f"  hardened                 {score(module.net, test, hardened=True)[1]:6.2f} %")

@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, how they are split, batched and augmented."""
+"""Labelled images and texts: where they come from, how they are split, batched and augmented."""
 
 from frostbit.data.augment import Augment, random_crop, random_flip
 from frostbit.data.dataset import Dataset, Split, load

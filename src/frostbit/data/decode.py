@@ -75,7 +75,9 @@ def opened(split: RawSplit, row: int) -> Iterator[Image]:
     from PIL.Image import DecompressionBombError
 
     try:
-        with split.open(row) as image:
+        sample = split.open(row)
+        assert not isinstance(sample, str)
+        with sample as image:
             if image.mode.startswith(DEEP_MODES):
                 raise UsageError(f"expected 8 bits per channel, found mode {image.mode} in {split.where(row)}")
             yield image

@@ -20,16 +20,19 @@ from frostbit.registry import nearest
 TEST_NAMES = ("test", "validation", "val")
 TEST_SPLITS = (*TEST_NAMES, "valid")  # tiny-imagenet's word
 IMAGE_COLUMNS = ("img", "image")
+TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read_folder(path: Path, classes: tuple[str, ...] | None) -> Source:
-    """Find the splits of a folder, parquet files first, class folders second.
+def read_folder(path: Path, classes: tuple[str, ...] | None, test: str | None = None, texts: bool = False) -> Source:
+    """Find the splits of a folder, parquet files first, class folders (images only) second.
 
     Args:
         path: an existing folder.
         classes: the names of the classes if they are known beforehand.
+        test: which split is the test split; the first of ``TEST_NAMES`` that is there if left out.
+        texts: whether its tables hold texts instead of images.
 
     Returns:
         The source.
@@ -38,10 +41,12 @@ def read_folder(path: Path, classes: tuple[str, ...] | None) -> Source:
         UsageError: a split is missing, or one of its files cannot be used.
     """
     if list(path.glob("train*.parquet")):
-        return read_tables({name: _parquet_parts(path, name) for name in ("train", "test")}, classes)
-    if (path / "train").is_dir():
+        names = {"train": ("train",), "test": (test,) if test else TEST_NAMES}
+        return read_tables({kind: _parquet_parts(path, names[kind]) for kind in names}, classes, texts)
+    if (path / "train").is_dir() and not texts:
         return _read_class_folders(path)
-    raise UsageError(f"expected train*.parquet or class folders train/<class>/ in {path}, found {_listing(path)}")
+    also = "" if texts else " or class folders train/<class>/"
+    raise UsageError(f"expected train*.parquet{also} in {path}, found {_listing(path)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +64,13 @@ class Part:
     class_names: Mapping[str, tuple[str, ...]]
 
 
-def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] | None) -> Source:
-    """Make a source of tables with a column of encoded images and a column of labels.
+def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] | None, texts: bool = False) -> Source:
+    """Make a source of tables with a column of encoded images, or of texts, and a column of labels.
 
     Args:
         splits: the parts of ``"train"`` and of ``"test"``.
         classes: names of the classes for tables that come without; ``None`` numbers them.
+        texts: whether they hold texts.
 
     Returns:
         The source.
@@ -77,7 +83,7 @@ def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] |
     if classes and named and len(classes) != len(named):
         raise UsageError(f"expected {len(classes)} classes, found {len(named)} in {train[0].where}")
     classes = named or classes
-    raw_train, raw_test = _read_parts(train), _read_parts(test)
+    raw_train, raw_test = _read_parts(train, texts), _read_parts(test, texts)
     if classes is None:
         found = sorted(set(raw_train.labels.tolist()))
         if found != list(range(len(found))):
@@ -91,14 +97,13 @@ def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] |
         if len(wrong):
             row = int(wrong[0])
             raise UsageError(f"expected labels 0..{len(classes) - 1}, found {int(raw.labels[row])} in {raw.where(row)}")
-    return Source(raw_train, raw_test, classes)
+    return Source(raw_train, raw_test, classes, texts)
 
 
-def _parquet_parts(path: Path, split: str) -> list[Part]:
+def _parquet_parts(path: Path, prefixes: Sequence[str]) -> list[Part]:
     import pyarrow as pa  # type: ignore[import-untyped]  # it ships no type information
     import pyarrow.parquet as pq  # type: ignore[import-untyped]  # the same
 
-    prefixes = TEST_NAMES if split == "test" else (split,)
     found = (sorted(path.glob(f"{prefix}*.parquet")) for prefix in prefixes)
     files = next(filter(None, found), None)
     if files is None:
@@ -109,7 +114,7 @@ def _parquet_parts(path: Path, split: str) -> list[Part]:
         try:
             with pq.ParquetFile(file) as parquet:
                 schema = parquet.schema_arrow
-                wanted = [name for name in schema.names if name in IMAGE_COLUMNS + LABEL_COLUMNS]
+                wanted = [name for name in schema.names if name in IMAGE_COLUMNS + TEXT_COLUMNS + LABEL_COLUMNS]
                 # a table without a wanted column is kept whole: the message about it lists what is there
                 table = parquet.read(columns=wanted if len(wanted) > 1 else None)
         except (pa.ArrowException, OSError) as error:
@@ -138,30 +143,48 @@ def _find_column(part: Part, kind: str, names: Sequence[str]) -> str:
     )
 
 
-def _read_parts(parts: Sequence[Part]) -> RawSplit:
+def _images(part: Part) -> Any:
+    """Return the column of encoded images."""
+    import pyarrow as pa
+
+    images = part.table.column(_find_column(part, "image", IMAGE_COLUMNS))
+    if pa.types.is_struct(images.type) and "bytes" in {field.name for field in images.type}:
+        images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks], pa.binary())
+    if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+        raise UsageError(f"expected encoded images (bytes) in {part.where}, found {images.type}")
+    return images
+
+
+def _texts(part: Part) -> Any:
+    """Return the column of texts."""
+    import pyarrow as pa
+
+    texts = part.table.column(_find_column(part, "text", TEXT_COLUMNS))
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise UsageError(f"expected texts in {part.where}, found {texts.type}")
+    return texts
+
+
+def _read_parts(parts: Sequence[Part], texts: bool) -> RawSplit:
     import pyarrow as pa
     from PIL import Image
 
-    encoded: list[Any] = []  # columns, whose bytes may lie on disk: a row is read when it is opened
+    samples: list[Any] = []  # columns, whose bytes may lie on disk: a row is read when it is opened
     labels: list[int] = []
     for part in parts:
-        images = part.table.column(_find_column(part, "image", IMAGE_COLUMNS))
-        if pa.types.is_struct(images.type) and "bytes" in {field.name for field in images.type}:
-            images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks], pa.binary())
-        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-            raise UsageError(f"expected encoded images (bytes) in {part.where}, found {images.type}")
+        inputs = _texts(part) if texts else _images(part)
         name = _find_column(part, "label", LABEL_COLUMNS)
         values = part.table.column(name)
         if not pa.types.is_integer(values.type):
             raise UsageError(f"expected integers 0..K-1 in column {name} of {part.where}, found {values.type}")
-        for column, what in ((images, "an image"), (values, "a label")):
+        for column, what in ((inputs, "a text" if texts else "an image"), (values, "a label")):
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise UsageError(f"expected {what} in every row, found none in {part.where}, row {row}")
-        encoded.append(images)
+        samples.append(inputs)
         labels += values.to_pylist()
     if not labels:
-        raise UsageError(f"expected images in {parts[0].where}, found an empty table")
+        raise UsageError(f"expected {'texts' if texts else 'images'} in {parts[0].where}, found an empty table")
 
     starts = [0, *accumulate(part.table.num_rows for part in parts)]
 
@@ -169,9 +192,10 @@ def _read_parts(parts: Sequence[Part]) -> RawSplit:
         part = bisect_right(starts, row) - 1
         return part, row - starts[part]
 
-    def open_row(row: int) -> Image.Image:
+    def open_row(row: int) -> Image.Image | str:
         part, inside = place(row)
-        return Image.open(io.BytesIO(encoded[part][inside].as_py()))
+        sample = samples[part][inside].as_py()
+        return sample if texts else Image.open(io.BytesIO(sample))
 
     def where(row: int) -> str:
         part, inside = place(row)

@@ -1,4 +1,4 @@
-"""Batches, from images that live on the device as bytes or from streamed ones."""
+"""Batches, from data that lives on the device (images as bytes, texts as token ids) or from streamed images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from frostbit.errors import UsageError
 
 
 class Loader:
-    """Iterate over a split in normalized, augmented batches ``(images, labels)``.
+    """Iterate over a split in batches ``(inputs, labels)``: normalized, augmented images, or token ids.
 
     Everything random is a function of ``(seed, epoch, batch index)``: no random state has to be saved, and a
     resumed run sees the batches that the uninterrupted one would have seen.
@@ -26,20 +26,20 @@ class Loader:
     every global batch, augmented with the choices drawn for the whole of it, so the ranks' rows put together
     are the one-process batch. A shuffled loader then drops the last ragged batch and needs ``batch_size`` to
     be a multiple of ``world_size``, so all shards are equal. One that is not shuffled (evaluation) yields
-    every image exactly once; all ranks have equally many batches, which may differ in size and be empty.
+    every sample exactly once; all ranks have equally many batches, which may differ in size and be empty.
 
     The epoch is read when the first batch is drawn, not when the iterator is made.
 
     Args:
-        split: images in memory, moved to ``device`` once, or streamed ones.
-        batch_size: images per global batch, >= 1.
+        split: images or texts in memory, moved to ``device`` once, or streamed images.
+        batch_size: samples per global batch, >= 1.
         shuffle: a new order in each epoch.
         augment: what is done to each batch, ``None`` for nothing.
-        mean: per channel, in units of 0..1.
+        mean: per channel, in units of 0..1; ``None`` for texts, as ``std``.
         std: per channel, in units of 0..1, > 0.
         seed: of order and augmentation, any integer.
-        device: where images live and batches are made.
-        dtype: floating dtype of the batches; normalization computes in float32 at least.
+        device: where the data lives and batches are made.
+        dtype: floating dtype of batches of images; normalization computes in float32 at least.
         drop_last: leave out the last batch if it is ragged.
         rank: this process, in ``[0, world_size)``.
         world_size: number of processes, >= 1.
@@ -56,8 +56,8 @@ class Loader:
         batch_size: int,
         *,
         shuffle: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         augment: Augment | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -67,22 +67,17 @@ class Loader:
         world_size: int = 1,
         workers: int | None = None,
     ) -> None:
-        channels = split.image_shape[0]
         if batch_size < 1:
             raise UsageError(f"batch_size must be >= 1, found {batch_size}")
         if world_size < 1 or not 0 <= rank < world_size:
             raise UsageError(f"rank must be in [0, world_size), found rank {rank} of {world_size}")
         if shuffle and batch_size % world_size:
             raise UsageError(f"batch_size {batch_size} is the global batch and must divide by {world_size} ranks")
-        if len(mean) != channels or len(std) != channels:
-            raise UsageError(
-                f"mean and std must have one value for each of {channels} channels, found {len(mean)} and {len(std)}"
-            )
         if not dtype.is_floating_point:
             raise UsageError(f"dtype must be a floating point type, found {dtype}")
         drop_last = drop_last or (shuffle and world_size > 1)
         if drop_last and len(split) < batch_size:
-            raise UsageError(f"batch_size {batch_size} is larger than the {len(split)} images of the split")
+            raise UsageError(f"batch_size {batch_size} is larger than the {len(split)} samples of the split")
 
         if augment is not None and augment.crop_pad and split.streams:
             raise UsageError(
@@ -105,12 +100,21 @@ class Loader:
         self.device = torch.device(device)
         self._total = len(split) // batch_size * batch_size if drop_last else len(split)
         self._first_batch = 0
-        # (x / 255 - mean) / std as one multiplication and one addition
-        work = torch.float64 if dtype == torch.float64 else torch.float32
-        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
-        self._scale = (1 / (255 * std_)).to(device, work)
-        self._shift = (-mean_ / std_).to(device, work)
+        self._normalization = None if mean is None or std is None else self._affine(mean, std)
+        if self._normalization is None and augment is not None and (augment.flip or augment.crop_pad):
+            raise UsageError("augment changes images, found texts: leave it out")
         self._order: tuple[int, Tensor] | None = None
+
+    def _affine(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return the shift and the scale of ``(x / 255 - mean) / std``, one addition and one multiplication."""
+        channels = self.split.input_shape[0]
+        if len(mean) != channels or len(std) != channels:
+            raise UsageError(
+                f"mean and std must have one value for each of {channels} channels, found {len(mean)} and {len(std)}"
+            )
+        work = torch.float64 if self.dtype == torch.float64 else torch.float32
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+        return (-mean_ / std_).to(self.device, work), (1 / (255 * std_)).to(self.device, work)
 
     def __len__(self) -> int:
         """Return the number of batches of one epoch, equal on all ranks."""
@@ -128,7 +132,7 @@ class Loader:
         self._first_batch = first_batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device."""
+        """Yield inputs and labels as :meth:`batch` returns them."""
         epoch, first = self.epoch, self._first_batch
         self._first_batch = 0
         indices = range(first, len(self))
@@ -143,12 +147,13 @@ class Loader:
             index: in ``[0, len(self))``.
 
         Returns:
-            Images ``[B, C, H, W]`` of ``dtype`` and labels int64 ``[B]``, both on the device.
+            Images ``[B, C, H, W]`` of ``dtype`` or token ids int64 ``[B, L]``, and labels int64 ``[B]``, all on the
+            device.
         """
         return self._finish(epoch, index, *self.read(epoch, index))
 
     def read(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return one batch as the split has it: images uint8 ``[B, C, H, W]`` and labels, where the split lives."""
+        """Return one batch as the split has it, images as uint8 and ids as int32, and labels, where the split lives."""
         size, rows = self._rows(index)
         start = index * self.batch_size
         chosen: slice | Tensor = slice(start + rows.start, start + rows.stop)
@@ -173,9 +178,12 @@ class Loader:
             generator=torch.Generator(),  # torch's global one belongs to the run
         )
 
-    def _finish(self, epoch: int, index: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, labels = (part.to(self.device, non_blocking=True) for part in (pixels, labels))
-        images = torch.addcmul(self._shift, pixels.to(self._scale.dtype), self._scale)
+    def _finish(self, epoch: int, index: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, labels = (part.to(self.device, non_blocking=True) for part in (inputs, labels))
+        if self._normalization is None:
+            return inputs.long(), labels
+        shift, scale = self._normalization
+        images = torch.addcmul(shift, inputs.to(scale.dtype), scale)
         if self.augment is not None:
             images = self.augment.apply(images, _generator("augment", self.seed, epoch, index), *self._rows(index))
         return images.to(self.dtype), labels

@@ -1,6 +1,6 @@
-"""Where images come from: a table from data set names to functions that find them.
+"""Where images and texts come from: a table from data set names to functions that find them.
 
-A source decodes nothing: it returns labels, and a way to open each image, so that only the rows in use are
+A source decodes nothing: it returns labels, and a way to open each sample, so that only the rows in use are
 decoded.
 """
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RawSplit:
-    """Images that are still encoded, and their labels.
+    """Images that are still encoded, or texts, and their labels.
 
     Args:
-        open: returns the image of a row, as PIL opens it.
+        open: returns what is in a row: an image, as PIL opens it, or a text.
         labels: int64 ``[N]``.
         where: names a row's place for a message, e.g. ``"train.parquet, row 17"``.
     """
 
-    open: Callable[[int], PILImage]
+    open: Callable[[int], PILImage | str]
     labels: Tensor
     where: Callable[[int], str]
 
@@ -41,14 +41,16 @@ class Source:
     """A data set before decoding.
 
     Args:
-        train: training images.
-        test: test images.
+        train: training images or texts.
+        test: test images or texts.
         classes: names of the classes; every label is a position in it.
+        texts: whether these are texts.
     """
 
     train: RawSplit
     test: RawSplit
     classes: tuple[str, ...]
+    texts: bool = False
 
 
 SOURCES: Registry[Source] = Registry("data set")
@@ -169,7 +171,8 @@ def imagenet(path: Path | None = None) -> Source:
     Raises:
         UsageError: the hub cannot be reached, or the folder is not such a data set.
     """
-    return _hub("ILSVRC/imagenet-1k") if path is None else _from_folder(path, None)
+    # its own test images have no labels: what everybody reports is the validation split
+    return _hub("ILSVRC/imagenet-1k", "validation") if path is None else _from_folder(path, None)
 
 
 @SOURCES.register("folder")
@@ -190,16 +193,38 @@ def folder(path: Path | None = None) -> Source:
     return _from_folder(path, None)
 
 
-def _from_folder(path: Path, classes: tuple[str, ...] | None) -> Source:
+@SOURCES.register("sst2")
+def sst2(path: Path | None = None) -> Source:
+    """Return the sentences and phrases of SST-2, from the Hugging Face hub or from a folder.
+
+    Its published test sentences have no labels, so its validation sentences are the test split, as in the literature.
+
+    Args:
+        path: a folder with ``train*.parquet`` and ``validation*.parquet``; ``None`` loads ``stanfordnlp/sst2`` into
+            the hub's own cache.
+
+    Returns:
+        The source.
+
+    Raises:
+        UsageError: the hub cannot be reached, or the folder is not such a data set.
+    """
+    classes = ("negative", "positive")
+    if path is None:
+        return _hub("stanfordnlp/sst2", "validation", classes, texts=True)
+    return _from_folder(path, classes, "validation", texts=True)
+
+
+def _from_folder(path: Path, classes: tuple[str, ...] | None, test: str | None = None, texts: bool = False) -> Source:
     from frostbit.data import files
 
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
-        raise UsageError(f"expected a folder of images at {path}, found {found}")
-    return files.read_folder(path, classes)
+        raise UsageError(f"expected a folder of {'texts' if texts else 'images'} at {path}, found {found}")
+    return files.read_folder(path, classes, test, texts)
 
 
-def _hub(name: str) -> Source:
+def _hub(name: str, test: str | None = None, classes: tuple[str, ...] | None = None, texts: bool = False) -> Source:
     from datasets import load_dataset  # type: ignore[import-untyped]  # it ships no type information
 
     from frostbit.data import files
@@ -209,11 +234,10 @@ def _hub(name: str) -> Source:
     except Exception as error:  # the hub's client raises a dozen unrelated types for "not reachable"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead") from error
-    # ImageNet's own test images have no labels: what everybody reports is its validation split
-    test = "validation" if name == "ILSVRC/imagenet-1k" else next(n for n in files.TEST_SPLITS if n in tables)
+    test = test or next(n for n in files.TEST_SPLITS if n in tables)
     parts = {}
     for part, split in (("train", "train"), ("test", test)):
         features = tables[split].features
         names = {column: tuple(kind.names) for column, kind in features.items() if hasattr(kind, "names")}
         parts[part] = [files.Part(f"{name}, {split}", tables[split].with_format("arrow")[:], names)]
-    return files.read_tables(parts, None)
+    return files.read_tables(parts, classes, texts)

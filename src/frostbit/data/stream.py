@@ -79,7 +79,7 @@ class StreamSplit:
         return self.raw.labels[torch.as_tensor(self.rows)]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         """``(3, size, size)``."""
         return 3, self.size, self.size
 

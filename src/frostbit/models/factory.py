@@ -19,22 +19,35 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     Args:
         name: one of :func:`list_models`, e.g. ``"resnet18"``.
         **kwargs: the model's own arguments; the image models share ``num_classes``, ``input_size``,
-            ``in_channels`` and ``init`` (see :mod:`frostbit.models.resnet`, :mod:`frostbit.models.mlp`).
+            ``in_channels`` and ``init`` (see :mod:`frostbit.models.resnet`, :mod:`frostbit.models.mlp`);
+            ``"bert"`` reads texts and has others (see :mod:`frostbit.models.bert`).
 
     Returns:
-        A freshly initialized model in training mode. Its attribute ``input_shape`` is ``(C, H, W)``, the
-        shape of one input that it was built for.
+        A model in training mode, freshly initialized unless it was loaded from a checkpoint. An image model's
+        attribute ``input_shape`` is ``(C, H, W)``, the shape of one input that it was built for.
 
     Raises:
         ValueError: unknown model name.
         UsageError: unknown argument, or a value that the model cannot have.
     """
     factory = MODELS.get(name)
-    known = inspect.signature(factory).parameters
+    known = arguments(name)
     for argument in kwargs:
         if argument not in known:
             raise UsageError(f"model {name!r} has no argument {argument!r}: {nearest(argument, known)}")
     return factory(**kwargs)
+
+
+def arguments(name: str) -> list[str]:
+    """Return the names of the arguments that a model takes.
+
+    Args:
+        name: one of :func:`list_models`.
+
+    Raises:
+        ValueError: unknown model name.
+    """
+    return list(inspect.signature(MODELS.get(name)).parameters)
 
 
 def list_models(pattern: str = "*") -> list[str]:

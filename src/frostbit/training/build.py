@@ -79,24 +79,28 @@ def one_sentence() -> Iterator[None]:
 
 def _build(recipe: Recipe, seed: int) -> Built:
     data = load_data(recipe)
-    check_shape(recipe, data.name, data.image_shape[1], len(data.classes))
+    check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
     batches = len(data.train) // recipe.train.batch
     if not batches:
-        raise UsageError(f"train.batch is {recipe.train.batch}, but there are only {len(data.train)} training images")
+        raise UsageError(f"train.batch is {recipe.train.batch}, but there are only {len(data.train)} training samples")
     steps_per_epoch = -(-batches // recipe.train.accumulate)
 
     random.seed(seed)
     torch.manual_seed(seed)
-    net, report = make_net(recipe, example_images(recipe, data), seed)
+    net, report = make_net(recipe, example_inputs(recipe, data), seed, data.vocabulary)
     progression = make_progression(recipe, net, recipe.train.epochs * steps_per_epoch, seed)
     return Built(recipe, data, net, report, progression, steps_per_epoch)
 
 
-def example_images(recipe: Recipe, data: Dataset) -> torch.Tensor:
-    """Return a few training images as the network will see them."""
-    dtype = torch.float64 if recipe.train.precision == "64" else torch.float32
+def example_inputs(recipe: Recipe, data: Dataset) -> torch.Tensor:
+    """Return a few training images or texts as the network will see them."""
     few = min(16, len(data.train))
-    return Loader(data.train, few, shuffle=False, mean=data.mean, std=data.std, dtype=dtype).batch(0, 0)[0]
+    return Loader(data.train, few, shuffle=False, mean=data.mean, std=data.std, dtype=dtype_of(recipe)).batch(0, 0)[0]
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """Return the dtype of parameters and images."""
+    return torch.float64 if recipe.train.precision == "64" else torch.float32
 
 
 def load_data(recipe: Recipe) -> Dataset:
@@ -110,24 +114,40 @@ def load_data(recipe: Recipe) -> Dataset:
         limit_test=config.limit_test,
         val_fraction=config.val_fraction,
         stream=config.stream,
+        tokenizer=config.tokenizer or recipe.model.args.get("checkpoint"),
+        length=config.length,
     )
 
 
-def make_net(recipe: Recipe, example: torch.Tensor, seed: int = 0) -> tuple[nn.Module, Report | None]:
+def make_net(
+    recipe: Recipe, example: torch.Tensor, seed: int = 0, vocabulary: tuple[int, int] | None = None
+) -> tuple[nn.Module, Report | None]:
     """Create the network and convert it; what the recipe leaves open stays at the network's own default.
 
     Args:
         recipe: with ``model.num_classes`` and ``model.input_size`` filled in.
-        example: a batch of images ``[N, C, H, W]``.
+        example: a batch of images ``[N, C, H, W]``, or of token ids ``[N, L]``.
         seed: what ``{seed}`` in ``init_from`` stands for.
+        vocabulary: of those ids, see :class:`frostbit.data.Dataset`.
 
     Returns:
         The network and what its conversion did, ``None`` for a float network.
+
+    Raises:
+        UsageError: a network for images and a data set of texts, or the reverse, or two vocabularies.
     """
     config = recipe.model
     chosen = {name: getattr(config, name) for name in ("num_classes", "input_size", "width", "stem", "init")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    net = models.create(config.name, in_channels=example.shape[1], **chosen, **config.args).to(example.dtype)
+    reads_images = "in_channels" in models.arguments(config.name)
+    if reads_images != (vocabulary is None):
+        wants, has = ("images", "texts") if reads_images else ("texts", "images")
+        raise UsageError(f"model {config.name!r} reads {wants}, but data set {recipe.data.name!r} holds {has}")
+    if vocabulary is None:
+        chosen["in_channels"] = example.shape[1]
+    net = models.create(config.name, **chosen, **config.args).to(dtype_of(recipe))
+    if vocabulary is not None:
+        check_vocabulary(recipe, net, vocabulary)
     if recipe.init_from is not None:
         load_float(net, recipe.init_from.replace("{seed}", str(seed)))
     if recipe.train.channels_last:  # the first convolution hands its kernel's format on to all that follow
@@ -172,13 +192,25 @@ def load_float(net: nn.Module, source: str) -> None:
     net.load_state_dict(state)
 
 
+def check_vocabulary(recipe: Recipe, net: nn.Module, found: tuple[int, int]) -> None:
+    """Refuse texts whose token ids mean something else to the network, as far as numbers can tell."""
+    known: tuple[int, int] = net.vocabulary  # type: ignore[assignment]  # a plain attribute of models that read texts
+    if found[0] > known[0] or found[1] != known[1]:
+        raise UsageError(
+            f"the tokenizer has {found[0]} tokens and pads with {found[1]}, but model {recipe.model.name!r} knows "
+            f"{known[0]} and pads with {known[1]}: leave out data.tokenizer to use the checkpoint's own"
+        )
+
+
 def check_shape(recipe: Recipe, name: str, size: int, classes: int) -> None:
     """Fill in what the data set ``name`` decides about the network, refusing what contradicts it."""
     model = dataclasses.replace(recipe.model)
     if model.num_classes is not None and model.num_classes < classes:
         raise UsageError(f"model.num_classes is {model.num_classes}, but {name!r} has {classes} classes")
     if model.input_size is not None and model.input_size != size:
-        raise UsageError(f"model.input_size is {model.input_size}, but images are {size} wide: leave it out")
+        raise UsageError(
+            f"model.input_size is {model.input_size}, but the inputs of {name!r} have {size}: leave it out"
+        )
     model.num_classes = model.num_classes or classes
     model.input_size = size
     recipe.model = model

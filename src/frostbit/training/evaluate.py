@@ -30,8 +30,8 @@ def score(
     """Return mean cross-entropy, top-1 and top-5 accuracy.
 
     Args:
-        net: maps images to logits ``[N, classes]``; evaluated in ``eval`` mode, its mode is restored.
-        batches: pairs of images and integer labels ``[N]`` on the network's device.
+        net: maps inputs to logits ``[N, classes]``; evaluated in ``eval`` mode, its mode is restored.
+        batches: pairs of inputs and integer labels ``[N]`` on the network's device.
         hardened: every unit fully binary, whatever its progress.
         context: entered around each forward, e.g. autocast.
         reduce: sums a tensor over the processes that hold parts of the split.
@@ -44,9 +44,9 @@ def score(
     sums = Sums()
     try:
         with hardening(net) if hardened else nullcontext():
-            for images, labels in batches:
+            for inputs, labels in batches:
                 with context():
-                    logits = net(images)
+                    logits = net(inputs)
                     loss = F.cross_entropy(logits, labels)
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices
                 among = (best == labels[:, None]).any(1)

@@ -20,15 +20,15 @@ def first_not_finite_state(net: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def first_not_finite(net: nn.Module, images: Tensor | None) -> str | None:
+def first_not_finite(net: nn.Module, inputs: Tensor | None) -> str | None:
     """Return where a value that is not finite first appears, in words, or ``None`` if nowhere.
 
     Args:
         net: the network after the bad step.
-        images: the batch whose loss was bad; ``None`` looks at parameters and statistics only.
+        inputs: the batch whose loss was bad; ``None`` looks at parameters and statistics only.
     """
     culprit = first_not_finite_state(net)
-    if culprit or images is None:
+    if culprit or inputs is None:
         return culprit
     found: list[str] = []
 
@@ -47,7 +47,7 @@ def first_not_finite(net: nn.Module, images: Tensor | None) -> str | None:
     was_training = net.training
     try:
         net.eval()  # the statistics of a network that has to stop stay as they are
-        net(images)
+        net(inputs)
     finally:
         net.train(was_training)
         for handle in handles:

@@ -75,7 +75,7 @@ class TrainingModule(L.LightningModule):
     def loader(self, split: Split | StreamSplit, *, train: bool = False) -> Loader:
         """Return this rank's batches of a split on the module's device, shuffled and augmented for training.
 
-        Those that are not for training are kept: their images are on the device then.
+        Those that are not for training are kept: their data is on the device then.
         """
         if not train and id(split) in self._test_loaders:
             return self._test_loaders[id(split)]
@@ -121,7 +121,7 @@ class TrainingModule(L.LightningModule):
             self.flips.check_epoch(self.current_epoch + 1, tell=self.global_rank == 0)
 
     def on_train_epoch_start(self) -> None:
-        """Choose the epoch's order of images."""
+        """Choose the epoch's order of samples."""
         assert self._train_loader is not None
         self._train_loader.set_epoch(self.current_epoch)
 
@@ -148,11 +148,11 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the cross-entropy of a batch and count its hits."""
-        images, labels = batch
-        logits = self.net(images)
+        inputs, labels = batch
+        logits = self.net(inputs)
         loss = F.cross_entropy(logits, labels)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
-            raise self.failure("the loss", self.global_step, images)
+            raise self.failure("the loss", self.global_step, inputs)
         self._unchecked.append(loss.detach())
         self.record.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
         # with everything frozen no gradient is left; the step and the clock still have to happen
@@ -189,9 +189,9 @@ class TrainingModule(L.LightningModule):
             if len(bad):
                 raise self.failure("the loss", self.global_step - len(losses) + int(bad[0]), None)
 
-    def failure(self, what: str, step: int, images: Tensor | None) -> RunError:
+    def failure(self, what: str, step: int, inputs: Tensor | None) -> RunError:
         """Describe a value that is not finite: step, unit, last good checkpoint."""
-        culprit = first_not_finite(self.net, images)
+        culprit = first_not_finite(self.net, inputs)
         where = f", first in {culprit}" if culprit else ""
         kept = self.checkpoint is not None and self.checkpoint.exists()
         last = f"the last good checkpoint is {self.checkpoint}" if kept else "there is no checkpoint yet"

@@ -20,7 +20,9 @@ class ModelConfig:
 
     name: Annotated[str, "network; `frostbit summary --help` lists them"] = "resnet8"
     num_classes: Annotated[int | None, "classes; from the data set if left out"] = None
-    input_size: Annotated[int | None, "image height and width; from the data set if left out"] = None
+    input_size: Annotated[int | None, "image height and width, or tokens of a text; from the data set if left out"] = (
+        None
+    )
     width: Annotated[int | None, "channels of the first stage; the network's own if left out"] = None
     stem: Annotated[str | None, "first layers, 'cifar' or 'imagenet'; by image size if left out"] = None
     init: Annotated[str | None, "distribution of the initial weights; the network's own if left out"] = None
@@ -107,7 +109,7 @@ class ScheduleConfig:
 
 @dataclass
 class AugmentConfig:
-    """Changes to the training images."""
+    """Changes to training images; texts have none."""
 
     flip: Annotated[bool, "mirror half of the images"] = False
     crop_pad: Annotated[int, "pixels of padding before a random crop"] = 0
@@ -119,16 +121,18 @@ class AugmentConfig:
 class DataConfig:
     """What is learned."""
 
-    name: Annotated[str, "data set: digits, cifar10, cifar100, tiny-imagenet, imagenet, or folder with a path"] = (
-        "digits"
-    )
+    name: Annotated[
+        str, "data set: digits, cifar10, cifar100, tiny-imagenet, imagenet, sst2, or folder with a path"
+    ] = "digits"
     path: Annotated[str | None, "folder of parquet files or class folders"] = None
     size: Annotated[int | None, "resize images to this height and width"] = None
-    limit_train: Annotated[int | None, "use this many training images"] = None
-    limit_test: Annotated[int | None, "use this many test images"] = None
-    val_fraction: Annotated[float, "share of the training images held out for validation"] = 0.0
+    limit_train: Annotated[int | None, "use this many training samples"] = None
+    limit_test: Annotated[int | None, "use this many test samples"] = None
+    val_fraction: Annotated[float, "share of the training samples held out for validation"] = 0.0
     stream: Annotated[bool | None, "decode images when they are needed; if left out, for imagenet alone"] = None
     workers: Annotated[int | None, "processes that decode streamed images; one for each core if left out"] = None
+    tokenizer: Annotated[str | None, "texts: vocabulary or checkpoint; the model's if left out"] = None
+    length: Annotated[int | None, "texts: tokens to cut or pad each to; the longest's if left out"] = None
     augment: Annotated[AugmentConfig, "changes to the training images"] = field(default_factory=AugmentConfig)
 
 
@@ -136,8 +140,8 @@ class DataConfig:
 class TrainConfig:
     """The loop."""
 
-    epochs: Annotated[int, "passes over the training images"] = 20
-    batch: Annotated[int, "images per step, over all devices"] = 128
+    epochs: Annotated[int, "passes over the training samples"] = 20
+    batch: Annotated[int, "samples per step, over all devices"] = 128
     precision: Annotated[Literal["32", "bf16", "fp16", "64"], "number format of the computation"] = "32"
     eval_every: Annotated[int, "epochs between evaluations; the last epoch is always evaluated"] = 1
     record_every: Annotated[int, "steps between records of training loss and frozen shares"] = 10

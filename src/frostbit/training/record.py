@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class Sums:
-    """Running loss, hits and number of images, kept on the device so that adding never waits for it."""
+    """Running loss, hits and number of samples, kept on the device so that adding never waits for it."""
 
     def __init__(self) -> None:
         self.values: Tensor | None = None

@@ -448,6 +448,7 @@ _BOUNDS = (
     ("optimizer.weight_decay", 0, False),
     ("schedule.warmup_epochs", 0, False),
     ("data.size", 1, False),
+    ("data.length", 1, False),
     ("data.limit_train", 1, False),
     ("data.limit_test", 1, False),
     ("data.augment.crop_pad", 0, False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -33,7 +33,14 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "
 
 
 def train(
-    recipe: Recipe, *, arm: str, seed: int, folder: str | Path, resume: bool = False, progress: bool = False
+    recipe: Recipe,
+    *,
+    arm: str,
+    seed: int,
+    folder: str | Path,
+    resume: bool = False,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train one arm with one seed and leave a folder that explains itself.
 
@@ -48,6 +55,8 @@ def train(
         folder: the run's folder; made if needed.
         resume: go on from ``last.ckpt`` if there is one.
         progress: show a progress bar.
+        callbacks: further ones of Lightning's; at the end of an epoch they run after the evaluation, before the
+            checkpoint.
 
     Returns:
         The content of ``result.json``; an empty mapping on ranks other than 0.
@@ -72,7 +81,7 @@ def train(
         checkpoint=checkpoint,
     )
     with quiet_lightning():
-        trainer = make_trainer(recipe, folder, progress)
+        trainer = make_trainer(recipe, folder, progress, callbacks)
         if trainer.is_global_zero:
             write_config(folder, recipe, arm, seed, derived(built))
         try:
@@ -87,7 +96,7 @@ def train(
     return result
 
 
-def make_trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
+def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequence[Callback] = ()) -> L.Trainer:
     """Return the Lightning trainer of a recipe."""
     config = recipe.train
     strategy: str | Strategy = "auto"
@@ -108,7 +117,7 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
             gradient_clip_val=config.grad_clip,
             accumulate_grad_batches=config.accumulate,
             logger=TensorBoardLogger(folder, name="tb", version=""),
-            callbacks=[Evaluate(), Save(folder), *([RichProgressBar(leave=False)] if progress else [])],
+            callbacks=[Evaluate(), *callbacks, Save(folder), *([RichProgressBar(leave=False)] if progress else [])],
             plugins=[AtomicCheckpointIO()],
             enable_checkpointing=True,
             enable_model_summary=False,
@@ -143,6 +152,11 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         _, recalibrated, top5 = score(net, test, hardened=True, context=context)
     save_state(folder / "final.pt", net)
     curve = module.record.curve
+    final = {"raw": raw, "recalibrated": recalibrated, "train": curve[-1]["train_acc"]}
+    if len(built.data.classes) >= TOP5_FROM:
+        final["top5"] = top5
+    if built.data.val is not None:  # what choices between runs may look at
+        final["val"] = score(net, module.loader(built.data.val), hardened=True, context=context)[1]
     return {
         "recipe": built.recipe.name,
         "arm": arm,
@@ -158,24 +172,19 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "windows": windows(built),
         "curve": curve,
         "warnings": [row["text"] for row in module.record.warnings],
-        "final": {
-            "raw": raw,
-            "recalibrated": recalibrated,
-            **({"top5": top5} if len(built.data.classes) >= TOP5_FROM else {}),
-            "train": curve[-1]["train_acc"],
-        },
+        "final": final,
     }
 
 
 def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
-    """Yield the training images, without augmentation, over which batch-norm statistics are taken anew.
+    """Yield the training inputs, without augmentation, over which batch-norm statistics are taken anew.
 
-    Full batches only: a ragged one would weigh as much as the others, and one image has no variance.
+    Full batches only: a ragged one would weigh as much as the others, and one sample has no variance.
     """
     config = module.recipe.train
     batches = module.loader(module.data.train)
     full = len(module.data.train) // config.batch
-    return (images for images, _ in islice(batches, min(config.recalibrate_batches, full)))
+    return (inputs for inputs, _ in islice(batches, min(config.recalibrate_batches, full)))
 
 
 def save_state(path: Path, net: torch.nn.Module) -> None:
@@ -198,10 +207,11 @@ def binary_mac_share(built: Built) -> float:
 def resolved_config(built: Built) -> dict[str, Any]:
     """Return the complete configuration as results hold it: nothing in it names the machine."""
     config = to_dict(built.recipe)
-    for section, key in (("data", "path"), (None, "init_from")):
-        holder = config if section is None else config[section]
-        if holder[key] is not None:
-            holder[key] = Path(holder[key]).name
+    data, arguments = config["data"], config["model"]["args"]
+    for holder, key in ((data, "path"), (data, "tokenizer"), (arguments, "checkpoint"), (config, "init_from")):
+        value = holder.get(key)
+        if value is not None and (key in ("path", "init_from") or Path(value).expanduser().exists()):
+            holder[key] = Path(value).name  # what is no file is a name on the hub or of a package
     return config | {"derived": derived(built)}
 
 
