@@ -105,11 +105,16 @@ def load_network(folder: Path, checkpoint: Path | None, data_path: str | None) -
 
 
 def preprocessing(built: Built) -> dict[str, Any]:
-    """Return what makes an input of an image: its size, channels and statistics, and how it is cropped."""
-    channels, size, _ = built.data.image_shape
-    streams = bool(getattr(built.data.test, "streams", False))
-    statistics = {"mean": list(built.data.mean), "std": list(built.data.std)}
-    return {"size": size, "channels": channels, **statistics, "crop": "centre" if streams else None}
+    """Return what makes an input of an image: its size, channels and statistics, and how it is cropped.
+
+    A network of texts has none of it: an empty table.
+    """
+    data = built.data
+    if data.mean is None or data.std is None:
+        return {}
+    channels, size, _ = data.input_shape
+    statistics = {"mean": list(data.mean), "std": list(data.std)}
+    return {"size": size, "channels": channels, **statistics, "crop": "centre" if data.test.streams else None}
 
 
 def identity(folder: Path, built: Built, which: str) -> dict[str, Any]:

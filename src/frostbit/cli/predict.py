@@ -150,8 +150,10 @@ def accuracy(network: Network, name: str, path: str | None, batch: int, threads:
     how, trained = network.info["preprocess"], _trained_on(network, name)
     with one_sentence():
         found = data.load(name, path, size=how["size"], limit_train=1, limit_test=trained.get("limit_test"))
-    if found.image_shape[0] != how["channels"] or (
-        network.labels is not None and list(found.classes) != network.labels
+    if (
+        found.mean is None
+        or found.input_shape[0] != how["channels"]
+        or (network.labels is not None and list(found.classes) != network.labels)
     ):
         raise UsageError(f"{name!r} has other images or classes than this file's network was trained on")
     hits = 0
