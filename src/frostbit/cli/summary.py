@@ -32,22 +32,21 @@ def run(argv: Sequence[str]) -> int:
     own, given = parse(parser, argv)
 
     from frostbit.counting import summary
-    from frostbit.training.build import check_shape, example_images, load_data, make_net, one_sentence
+    from frostbit.training.build import check_shape, example_images, load_data, make_net
 
     _, layers = choose_arm(read_recipe(own), own["arm"], given)
     recipe = resolve(*layers, strict=given)
-    with one_sentence():
-        if recipe.data.name in SHAPES and recipe.data.path is None:
-            channels, size, classes = SHAPES[recipe.data.name]
-            size = recipe.data.size or recipe.model.input_size or size
-            check_shape(recipe, recipe.data.name, size, classes)
-            example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-        else:
-            data = load_data(recipe)
-            check_shape(recipe, data.name, data.image_shape[1], len(data.classes))
-            example = example_images(recipe, data)
-        net, report = make_net(recipe, example)
-        if report is not None:
-            print(report, end="\n\n")
-        print(summary(net, example))
+    if recipe.data.name in SHAPES and recipe.data.path is None:
+        channels, size, classes = SHAPES[recipe.data.name]
+        size = recipe.data.size or recipe.model.input_size or size
+        check_shape(recipe, recipe.data.name, size, classes)
+        example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    else:
+        data = load_data(recipe)
+        check_shape(recipe, data.name, data.image_shape[1], len(data.classes))
+        example = example_images(recipe, data)
+    net, report = make_net(recipe, example)
+    if report is not None:
+        print(report, end="\n\n")
+    print(summary(net, example))
     return 0

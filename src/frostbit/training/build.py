@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,22 +60,7 @@ def build(recipe: Recipe, seed: int) -> Built:
     Raises:
         UsageError: something in the recipe cannot be.
     """
-    with one_sentence():
-        return _build(dataclasses.replace(recipe), seed)
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn the core's complaints about names and values into the user's kind of error."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(str(error)) from error
-
-
-def _build(recipe: Recipe, seed: int) -> Built:
+    recipe = dataclasses.replace(recipe)
     data = load_data(recipe)
     check_shape(recipe, data.name, data.image_shape[1], len(data.classes))
     batches = len(data.train) // recipe.train.batch
@@ -127,7 +110,12 @@ def make_net(recipe: Recipe, example: torch.Tensor, seed: int = 0) -> tuple[nn.M
     config = recipe.model
     chosen = {name: getattr(config, name) for name in ("num_classes", "input_size", "width", "stem", "init")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    net = models.create(config.name, in_channels=example.shape[1], **chosen, **config.args).to(example.dtype)
+    try:
+        net = models.create(config.name, in_channels=example.shape[1], **chosen, **config.args).to(example.dtype)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:  # model.args holds whatever a user wrote
+        raise UsageError(f"model {config.name!r} cannot be made: {error}") from error
     if recipe.init_from is not None:
         load_float(net, recipe.init_from.replace("{seed}", str(seed)))
     if recipe.train.channels_last:  # the first convolution hands its kernel's format on to all that follow
