@@ -263,6 +263,11 @@ class _Conversion:
                 raise UsageError(f"overrides: {pattern!r} matches only layers that keep= leaves real")
             if not isinstance(changes, Mapping):
                 raise UsageError(f"overrides[{pattern!r}] must be a table such as {{'weight': …}}, found {changes!r}")
+            if "input" in changes and self.placement == "activation":
+                raise UsageError(
+                    f"overrides[{pattern!r}]: with placement='activation' no layer has an input quantizer of its own, "
+                    "activations have: leave 'input' out, or use placement='input'"
+                )
             for option in changes:
                 check_choice(f"option in overrides[{pattern!r}]", option, _OVERRIDABLE)
 

@@ -41,6 +41,12 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (ResNet, IMAGES, {"min_binary_macs": 0.999}, r"only \d+\.\d% of the multiply-accumulates .* expected 100%"),
     (ResNet, ROWS, {}, "ResNet cannot run on example_input"),
     (ViT, IMAGES, {"placement": "activation"}, "found no ReLU in ViT"),
+    (
+        ResNet,
+        IMAGES,
+        {"placement": "activation", "overrides": {"layer1.*": {"weight": "sign", "input": "sign"}}},
+        r"overrides\['layer1.\*'\]: with placement='activation' no layer has an input quantizer of its own",
+    ),
     (Functional, IMAGES, {}, "input of 'conv2' comes from the function 'relu'"),
     (Functional, None, {}, "input of 'conv2' comes from the function 'relu'"),
     (lambda: Functional("relu6"), IMAGES, {"keep": None}, "the function 'relu6'.* use an nn.ReLU"),
