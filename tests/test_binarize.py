@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import frostbit as fb
 from frostbit.binarize import PerCall
@@ -524,3 +525,32 @@ def test_all_that_attention_reads_is_looked_at() -> None:
     assert isinstance(model.end, nn.Identity)
     with pytest.raises(UsageError, match="binarized input of 'attention' is constant"):
         fb.binarize_(Cross(nn.Sigmoid()), example_input=tokens, min_binary_macs=0)
+
+
+class Checkpointed(ResNet):
+    """Each block is recomputed in the backward pass."""
+
+    reentrant: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for block in (*self.layer1, *self.layer2):
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+@pytest.mark.parametrize("placement", ["input", "activation"])
+def test_blocks_that_are_recomputed_take_their_turns_again(placement: Any) -> None:
+    torch.manual_seed(0)
+    model = Checkpointed()
+    fb.binarize_(model, placement=placement, example_input=IMAGES)
+    progression = fb.StoMPP(model, 14, ste="ste_clip", order="global")
+    for _ in range(10):
+        progression.step()
+    gradients = []
+    for model.reentrant in (None, True, False):
+        for _ in range(2):
+            model.zero_grad()
+            model(IMAGES).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))

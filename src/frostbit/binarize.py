@@ -147,6 +147,8 @@ def binarize_(
             The model is then as it was.
     """
     check_choice("placement", placement, ["input", "activation"])
+    if not 0 <= min_binary_macs <= 1:
+        raise UsageError(f"min_binary_macs is a share from 0 to 1, found {min_binary_macs}")
     own: Mapping[str, Any] = getattr(model, "binarize_defaults", {})
     if isinstance(input, str) and input == "default":
         input = own.get("input", "ste_clip")
@@ -259,6 +261,13 @@ class _Conversion:
             keep_rules.check_matches("overrides", pattern, names)
             if not fnmatch.filter(open_names, pattern):
                 raise UsageError(f"overrides: {pattern!r} matches only layers that keep= leaves real")
+            if not isinstance(changes, Mapping):
+                raise UsageError(f"overrides[{pattern!r}] must be a table such as {{'weight': …}}, found {changes!r}")
+            if "input" in changes and self.placement == "activation":
+                raise UsageError(
+                    f"overrides[{pattern!r}]: with placement='activation' no layer has an input quantizer of its own, "
+                    "activations have: leave 'input' out, or use placement='input'"
+                )
             for option in changes:
                 check_choice(f"option in overrides[{pattern!r}]", option, _OVERRIDABLE)
 

@@ -51,18 +51,9 @@ class Graph:
 
     calls: list[Call] = field(default_factory=list)
 
-    @property
-    def has_shapes(self) -> bool:
-        """Whether a real forward pass was watched."""
-        return any(call.out_shape is not None for call in self.calls)
-
     def of(self, module: nn.Module) -> list[int]:
         """Return the indices of the calls of ``module``."""
         return [i for i, call in enumerate(self.calls) if call.module is module]
-
-    def readers(self, index: int) -> list[int]:
-        """Return the indices of the calls that read the result of call ``index``."""
-        return [i for i, call in enumerate(self.calls) if index in call.inputs]
 
 
 def trace(model: nn.Module, example_input: Any = None) -> Graph:

@@ -49,11 +49,27 @@ def test_train_evaluate_and_inspect(workplace, capsys):
     assert f"as it is                 {result['final']['raw']:6.2f} %" in out
     assert f"hardened, recalibrated   {result['final']['recalibrated']:6.2f} %" in out
 
+    frostbit("evaluate --threads 1 x/stompp-seed3/final.pt", code=2)
+    assert "a run folder or the last.ckpt in it, found 'x/stompp-seed3/final.pt'" in capsys.readouterr().err
+    frostbit("evaluate --threads 1 x/stompp-seed3/last.ckpt")
+    assert capsys.readouterr().out == out
+
     (folder / "result.json").unlink()  # an unfinished run can be looked into as well
     frostbit("inspect x/stompp-seed3 --out look.html")
     page = (workplace / "look.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_evaluate_computes_at_the_precision_of_the_run(workplace, monkeypatch):
+    from frostbit.training import evaluate
+
+    frostbit("train --method ste --train.precision bf16 --out x", SMALL)
+    seen = []
+    plain = evaluate.F.cross_entropy
+    monkeypatch.setattr(evaluate.F, "cross_entropy", lambda y, labels: seen.append(y.dtype) or plain(y, labels))
+    frostbit("evaluate --threads 1 x/ste-seed0")
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_train_refuses_to_write_over_a_run(workplace, capsys):

@@ -41,6 +41,12 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (ResNet, IMAGES, {"min_binary_macs": 0.999}, r"only \d+\.\d% of the multiply-accumulates .* expected 100%"),
     (ResNet, ROWS, {}, "ResNet cannot run on example_input"),
     (ViT, IMAGES, {"placement": "activation"}, "found no ReLU in ViT"),
+    (
+        ResNet,
+        IMAGES,
+        {"placement": "activation", "overrides": {"layer1.*": {"weight": "sign", "input": "sign"}}},
+        r"overrides\['layer1.\*'\]: with placement='activation' no layer has an input quantizer of its own",
+    ),
     (Functional, IMAGES, {}, "input of 'conv2' comes from the function 'relu'"),
     (Functional, None, {}, "input of 'conv2' comes from the function 'relu'"),
     (lambda: Functional("relu6"), IMAGES, {"keep": None}, "the function 'relu6'.* use an nn.ReLU"),
@@ -53,7 +59,9 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (Shared, ROWS, {}, "layer 'twice' is called more than once"),
     (Branching, None, {}, "Branching cannot be traced .* pass example_input="),
     (attention, TOKENS, {"keep": None, "weight_scale": "mean"}, "unknown weight_scale"),
-    (attention, TOKENS, {"keep": None, "min_binary_macs": 1.1}, "multiply-accumulates"),
+    (attention, TOKENS, {"keep": "linear1", "min_binary_macs": 1.0}, "multiply-accumulates"),
+    (ResNet, IMAGES, {"min_binary_macs": 80}, "min_binary_macs is a share from 0 to 1, found 80"),
+    (ResNet, IMAGES, {"overrides": {"layer1.*": "ste_clip"}}, "must be a table such as .* found 'ste_clip'"),
     (lambda: nn.Sequential(nn.Embedding(9, 4, sparse=True)), torch.tensor([[1, 2]]), {"keep": None}, "sparse=True"),
 ]
 

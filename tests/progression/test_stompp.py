@@ -173,6 +173,37 @@ def test_hybrids_mask_only_their_targets(targets, weight, input):
         assert all(isinstance(q, Masked) == weight for _, _, q in unit.weight_quantizers())
 
 
+def test_one_target_needs_no_list():
+    model = network()
+    assert fb.StoMPP(model, 12, targets="weight").targets == ("weight",)
+
+
+@pytest.mark.parametrize("mask", ["element", "channel"])
+def test_operands_of_different_widths_have_no_common_field(mask):
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = fb.nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
+
+        def forward(self, q, k, v):
+            return self.attention(q, k, v)[0]
+
+    model, batch = Cross(), (torch.randn(2, 3, 8), torch.randn(2, 3, 4), torch.randn(2, 3, 6))
+    fb.units(model, example_input=batch)
+    with pytest.raises(fb.UsageError, match=r"'attention' reads tensors of widths 8, 4, 6 .* targets=\('weight',\)"):
+        fb.StoMPP(model, 12, mask=mask)
+    progression = fb.StoMPP(model, 12, targets=("weight",))
+    for _ in range(12):
+        model(*batch)
+        progression.step()
+
+
+def test_masked_quantizers_have_the_models_mode():
+    model = network().eval()
+    fb.StoMPP(model, 12)
+    assert not any(module.training for module in model.modules())
+
+
 def test_weights_only_networks():
     model = network(2, input=None)
     fb.StoMPP(model, 10, targets=("weight",))

@@ -77,11 +77,16 @@ def test_equal_split_covers_every_step_once(steps, layers, seed):
         ({"targets": ()}, "targets is empty"),
         ({"targets": ("weights",)}, "did you mean 'weight'"),
         ({"mask": "pixel"}, "unknown mask"),
+        ({"order": [0.0, 1.0, 2.0]}, r"each of the 3 units once, found \[0.0, 1.0, 2.0\]"),
+        ({"schedule": 3}, "schedule must be a name or a function, found 3"),
+        ({"total_steps": "30"}, "total_steps must be a whole number of at least 1, found '30'"),
+        ({"total_steps": 30.5}, "total_steps must be a whole number of at least 1, found 30.5"),
+        ({"total_steps": 0}, "total_steps must be a whole number of at least 1, found 0"),
     ],
 )
 def test_impossible_requests_are_one_sentence(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        fb.StoMPP(network(), 12, **options)
+    with pytest.raises(fb.UsageError, match=message) as caught:
+        fb.StoMPP(network(), **{"total_steps": 12, **options})
     assert "\n" not in str(caught.value)
 
 
@@ -173,6 +178,34 @@ def test_anneal_raises_hardness_then_hardens(shape):
     assert seen[7] == pytest.approx(10.0)
     assert quantizer.finished
     assert SHAPES[shape](0.1, 10.0, 0.0) == pytest.approx(0.1)
+
+
+def test_done_is_when_nothing_changes_any_more():
+    for progression in (fb.StoMPP(network(), 6, refresh_rule="resample"), fb.Anneal(network(weight="ede"), 6, tail=2)):
+        quantizers = [quantizer for unit in progression.units for quantizer in unit.quantizers()]
+        seen = []
+        for _ in range(8):
+            seen.append((progression.done, [quantizer.moment for quantizer in quantizers]))
+            progression.step()
+        begin = [done for done, _ in seen].index(True)
+        assert all(moment == seen[begin][1] for _, moment in seen[begin:])
+        assert seen[begin - 1][1] != seen[begin][1]
+        assert fb.is_hard(progression.model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": -1}, "start and end must be positive numbers, found -1 and 500.0"),
+        ({"end": "9"}, "start and end must be positive numbers, found 5.0 and '9'"),
+        ({"end": float("nan")}, "found 5.0 and nan"),
+    ],
+)
+def test_ends_of_a_path_that_cannot_be(options, message):
+    with pytest.raises(fb.UsageError, match=message):
+        fb.Anneal(network(weight="ede"), 10, **options)
+    with pytest.raises(TypeError, match=r"Anneal.__init__\(\) got an unexpected keyword argument 'strat'"):
+        fb.Anneal(network(weight="ede"), 10, strat=5)
 
 
 def test_anneal_needs_a_hardness():

@@ -260,6 +260,7 @@ WRONG = [
     (lambda: quantizers.create("ede", hardness=float("inf")), "hardness must be positive and finite, found inf"),
     (lambda: quantizers.create("ede", hardness="hard"), "hardness must be positive and finite, found 'hard'"),
     (lambda: quantizers.resolve({"hardness": 3.0}), "needs a 'name'"),
+    (lambda: quantizers.create("prox_linear", rho="much"), "quantizer 'prox_linear': "),
 ]
 
 
@@ -272,7 +273,7 @@ def test_wrong_names_and_arguments_get_one_sentence(attempt, message: str) -> No
 
 @pytest.mark.parametrize("spec", [3, STEClip, ("a", "b"), [1, 2]])
 def test_what_is_no_quantizer_is_refused(spec: object) -> None:
-    with pytest.raises(TypeError, match="expected a quantizer, its name, a pair"):
+    with pytest.raises(UsageError, match="expected a quantizer, its name, a pair"):
         quantizers.resolve(spec)
 
 

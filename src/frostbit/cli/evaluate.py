@@ -22,13 +22,16 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
     own, _ = parse(parser, argv)
     folder = Path(own["run"])
-    folder = folder.parent if folder.is_file() else folder
+    if folder.is_file():
+        if folder.name != "last.ckpt":
+            raise UsageError(f"evaluate takes a run folder or the last.ckpt in it, found {own['run']!r}")
+        folder = folder.parent
 
     import torch
 
     from frostbit.evaluation import is_hard, recalibrate_
     from frostbit.training.evaluate import score
-    from frostbit.training.run import load_run, recalibration_batches
+    from frostbit.training.run import load_run, precision_context, recalibration_batches
 
     if own["threads"] < 0:
         raise UsageError(f"--threads must be at least 0, found {own['threads']}")
@@ -38,12 +41,14 @@ def run(argv: Sequence[str]) -> int:
     if torch.cuda.is_available():
         module.cuda()
     test = module.loader(built.data.test)
+    context = precision_context(built.recipe.train.precision, module.device)
     epoch = module.record.curve[-1]["epoch"] if module.record.curve else 0
     print(f"{folder}, last evaluated epoch {epoch}, {len(built.data.test)} test samples")
-    print(f"  as it is                 {score(module.net, test)[1]:6.2f} %")
+    print(f"  as it is                 {score(module.net, test, context=context)[1]:6.2f} %")
     if not is_hard(module.net):
-        print(f"  hardened                 {score(module.net, test, hardened=True)[1]:6.2f} %")
+        print(f"  hardened                 {score(module.net, test, hardened=True, context=context)[1]:6.2f} %")
     if built.report is not None:
-        recalibrate_(module.net, recalibration_batches(module))
-        print(f"  hardened, recalibrated   {score(module.net, test, hardened=True)[1]:6.2f} %")
+        with context():
+            recalibrate_(module.net, recalibration_batches(module))
+        print(f"  hardened, recalibrated   {score(module.net, test, hardened=True, context=context)[1]:6.2f} %")
     return 0

@@ -104,14 +104,14 @@ def load_network(folder: Path, checkpoint: Path | None, data_path: str | None) -
     return module, built, chosen.name
 
 
-def preprocessing(built: Built) -> dict[str, Any]:
+def preprocessing(built: Built) -> dict[str, Any] | None:
     """Return what makes an input of an image: its size, channels and statistics, and how it is cropped.
 
-    A network of texts has none of it: an empty table.
+    ``None`` for a network of texts.
     """
     data = built.data
     if data.mean is None or data.std is None:
-        return {}
+        return None
     channels, size, _ = data.input_shape
     statistics = {"mean": list(data.mean), "std": list(data.std)}
     return {"size": size, "channels": channels, **statistics, "crop": "centre" if data.test.streams else None}

@@ -145,11 +145,9 @@ def accuracy(network: Network, name: str, path: str | None, batch: int, threads:
     import numpy as np
 
     from frostbit import data
-    from frostbit.training.build import one_sentence
 
     how, trained = network.info["preprocess"], _trained_on(network, name)
-    with one_sentence():
-        found = data.load(name, path, size=how["size"], limit_train=1, limit_test=trained.get("limit_test"))
+    found = data.load(name, path, size=how["size"], limit_train=1, limit_test=trained.get("limit_test"))
     if (
         found.mean is None
         or found.input_shape[0] != how["channels"]

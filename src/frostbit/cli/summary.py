@@ -32,24 +32,23 @@ def run(argv: Sequence[str]) -> int:
     own, given = parse(parser, argv)
 
     from frostbit.summarize import summary
-    from frostbit.training.build import check_shape, example_inputs, load_data, make_net, one_sentence
+    from frostbit.training.build import check_shape, example_inputs, load_data, make_net
 
     _, layers = choose_arm(read_recipe(own), own["arm"], given)
     recipe = resolve(*layers, strict=given)
-    with one_sentence():
-        if recipe.data.name in SHAPES and recipe.data.path is None:
-            channels, size, classes = SHAPES[recipe.data.name]
-            size = recipe.data.size or recipe.model.input_size or size
-            check_shape(recipe, recipe.data.name, size, classes)
-            vocabulary = None
-            example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-        else:
-            data = load_data(recipe)
-            check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
-            vocabulary = data.vocabulary
-            example = example_inputs(recipe, data)
-        net, report = make_net(recipe, example, vocabulary=vocabulary)
-        if report is not None:
-            print(report, end="\n\n")
-        print(summary(net, example))
+    if recipe.data.name in SHAPES and recipe.data.path is None:
+        channels, size, classes = SHAPES[recipe.data.name]
+        size = recipe.data.size or recipe.model.input_size or size
+        check_shape(recipe, recipe.data.name, size, classes)
+        vocabulary = None
+        example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    else:
+        data = load_data(recipe)
+        check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
+        vocabulary = data.vocabulary
+        example = example_inputs(recipe, data)
+    net, report = make_net(recipe, example, vocabulary=vocabulary)
+    if report is not None:
+        print(report, end="\n\n")
+    print(summary(net, example))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -52,7 +52,9 @@ class Anneal(Progression):
             end: the forward of step t has hardness ``1 + Σ_{τ<t} η_τ``, the sum of the learning rates of the unit's
             weights over the steps of its window (PAPERS B.1). It needs `attach`.
         order: see `Progression`; ``"global"`` by default.
-        **options: ``steps_per_unit``, ``tail`` and ``seed`` of `Progression`.
+        steps_per_unit: see `Progression`.
+        tail: see `Progression`.
+        seed: see `Progression`.
 
     Raises:
         UsageError: no quantizer of the model has a hardness, or ``start`` or ``end`` with ``"sum_lr"``.
@@ -68,16 +70,18 @@ class Anneal(Progression):
         end: float | None = None,
         shape: str = "geometric",
         order: Order = "global",
-        **options: Any,
+        steps_per_unit: Sequence[int] | None = None,
+        tail: float = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(model, total_steps, order=order, **options)
+        super().__init__(model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed)
         check_choice("quantity", quantity, ["hardness"])
         self.shape = check_choice("shape", shape, [*SHAPES, "sum_lr"])
         if shape == "sum_lr" and (start, end) != (None, None):
             raise UsageError(f"shape='sum_lr' starts at 1 and has no end, found start={start} and end={end}")
         self.start, self.end = 5.0 if start is None else start, 500.0 if end is None else end
-        if not (self.start > 0 and self.end > 0):
-            raise UsageError(f"start and end must be positive, found {start} and {end}")
+        if not all(isinstance(end, (int, float)) and 0 < end < math.inf for end in (self.start, self.end)):
+            raise UsageError(f"start and end must be positive numbers, found {self.start!r} and {self.end!r}")
         #: for each unit, the learning rates of its window's steps so far, summed
         self._sums = [0.0] * len(self.units)
         self._rates: list[float] | None = None

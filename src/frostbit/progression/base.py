@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self
 
 from torch import nn
@@ -64,8 +65,10 @@ class Progression(ABC):
         tail: float = 0,
         seed: int = 0,
     ) -> None:
-        if total_steps < 1:
-            raise UsageError(f"total_steps must be at least 1, found {total_steps}")
+        given: object = total_steps
+        if not isinstance(given, Integral) or total_steps < 1:
+            raise UsageError(f"total_steps must be a whole number of at least 1, found {given!r}")
+        total_steps = int(total_steps)  # one of numpy's would go into the state
         self.model = model
         self.units: list[Unit] = units(model)
         self.total_steps = total_steps
@@ -112,8 +115,8 @@ class Progression(ABC):
 
     @property
     def done(self) -> bool:
-        """Whether every unit has come to its end."""
-        return all(self.steps_taken >= window.stop - 1 for window in self.windows)
+        """Whether every window lies behind: everything is hard, and nothing changes any more."""
+        return all(self.steps_taken >= window.stop for window in self.windows)
 
     def step(self) -> None:
         """Advance the clock by one optimizer step and prepare the next forward.
@@ -203,6 +206,6 @@ def _permutation(order: Order, names: list[str]) -> list[int]:
         if isinstance(item, str) and item not in names:
             raise UsageError(f"order names no unit {item!r}: {nearest(item, names)}")
         indices.append(names.index(item) if isinstance(item, str) else item)
-    if sorted(indices) != list(range(count)):
+    if not all(isinstance(index, int) for index in indices) or sorted(indices) != list(range(count)):
         raise UsageError(f"order must name each of the {count} units once, found {list(order)}")
     return indices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from frostbit.errors import UsageError
 from frostbit.registry import check_choice
 
 Schedule = Callable[[float], float]
@@ -51,10 +52,12 @@ def resolve(schedule: str | Schedule) -> Schedule:
         The function from [0, 1] to [0, 1].
 
     Raises:
-        ValueError: unknown name, or a function that does not end at 1.
+        UsageError: unknown name, no function, or one that does not end at 1.
     """
     if isinstance(schedule, str):
         return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)]
+    if not callable(schedule):
+        raise UsageError(f"schedule must be a name or a function, found {schedule!r}")
     if not math.isclose(schedule(1.0), 1.0):
-        raise ValueError(f"a schedule must end at p(1) = 1, found {schedule(1.0)}")
+        raise UsageError(f"a schedule must end at p(1) = 1, found {schedule(1.0)}")
     return schedule

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from frostbit.errors import UsageError
+from frostbit.progression.anneal import geometric
 from frostbit.progression.base import Order, Progression
 from frostbit.progression.fields import Field, RefreshRule
 from frostbit.progression.schedules import Schedule
@@ -63,7 +64,7 @@ class StoMPP(Progression):
         refresh_rule: RefreshRule = "uniform",
         soft: Spec = "clip",
         ste: Spec = None,
-        targets: Sequence[Target] = ("weight", "input"),
+        targets: Target | Sequence[Target] = ("weight", "input"),
         mask: MaskShape = "element",
         soft_hardness: tuple[float, float] | None = None,
         steps_per_unit: Sequence[int] | None = None,
@@ -77,6 +78,7 @@ class StoMPP(Progression):
         check_choice("mask", mask, ["element", "channel"])
         if refresh is not None and not refresh >= 1:
             raise UsageError(f"refresh must be at least 1 step or None, found {refresh}")
+        targets = (targets,) if isinstance(targets, str) else targets
         self.targets = tuple(check_choice("target", target, ["weight", "input"]) for target in targets)
         if not self.targets:
             raise UsageError("targets is empty: expected 'weight', 'input' or both")
@@ -108,7 +110,8 @@ class StoMPP(Progression):
         for role, old in found:
             if old.direct:
                 raise UsageError(f"unit {unit.name!r} has a direct weight, always ±1: StoMPP needs targets=('input',)")
-            yield role, old, Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
+            new = Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
+            yield role, old, new.train(old.training)
 
     def _install(self, unit: Unit, role: str, old: Quantizer, new: Masked) -> None:
         for module in self.model.modules():
@@ -120,6 +123,12 @@ class StoMPP(Progression):
         if role != "input":
             return next(tuple(parameter.shape) for name, parameter, _ in unit.weight_quantizers() if name == role)
         features = unit.feature_shape
+        for layer in unit.layers:
+            if isinstance(layer, nn.MultiheadAttention) and not layer._qkv_same_embed_dim:
+                raise UsageError(
+                    f"unit {unit.name!r} reads tensors of widths {layer.embed_dim}, {layer.kdim}, {layer.vdim} through "
+                    "one quantizer, which no mask fits: StoMPP needs targets=('weight',)"
+                )
         if features is None:
             raise UsageError(
                 f"the feature shape of unit {unit.name!r} is unknown: call frostbit.units(model, example_input=batch) "
@@ -139,7 +148,7 @@ class StoMPP(Progression):
         for role, quantizer in self._masked[index].items():
             if self.soft_hardness is not None and quantizer.soft.hardness is not None:
                 start, end = self.soft_hardness
-                quantizer.soft.hardness.fill_(start * (end / start) ** progress)
+                quantizer.soft.hardness.fill_(geometric(start, end, progress))
             if (progress == 0.0 or over) and self.drop_frozen:
                 self._fields.pop((index, role), None)
                 quantizer.mask = None

@@ -58,14 +58,19 @@ def create(name: str, **arguments: Any) -> Quantizer:
         A new quantizer.
 
     Raises:
-        UsageError: unknown name, or an argument that this quantizer does not take.
+        UsageError: unknown name, an argument that this quantizer does not take, or a value that it cannot have.
     """
     factory = _registry.get(name)
     known = inspect.signature(factory).parameters
     for argument in arguments:
         if argument not in known:
             raise UsageError(f"quantizer {name!r} has no argument {argument!r}: {nearest(argument, known)}")
-    return factory(**arguments)
+    try:
+        return factory(**arguments)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"quantizer {name!r}: {error}") from error
 
 
 def resolve(spec: Spec) -> Quantizer | None:
@@ -79,8 +84,7 @@ def resolve(spec: Spec) -> Quantizer | None:
         A quantizer, or ``None``.
 
     Raises:
-        UsageError: an unknown name or argument.
-        TypeError: ``spec`` is none of these.
+        UsageError: an unknown name or argument, a value that an argument cannot have, or none of these.
     """
     if spec is None:
         return None
@@ -94,7 +98,7 @@ def resolve(spec: Spec) -> Quantizer | None:
         return create(**spec)
     if isinstance(spec, tuple) and len(spec) == 2 and callable(spec[1]):
         return from_pair(*spec)
-    raise TypeError(f"expected a quantizer, its name, a pair (F, B) or None, found {spec!r}")
+    raise UsageError(f"expected a quantizer, its name, a pair (F, B) or None, found {spec!r}")
 
 
 def decompose(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,22 +60,7 @@ def build(recipe: Recipe, seed: int) -> Built:
     Raises:
         UsageError: something in the recipe cannot be.
     """
-    with one_sentence():
-        return _build(dataclasses.replace(recipe), seed)
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn the core's complaints about names and values into the user's kind of error."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(str(error)) from error
-
-
-def _build(recipe: Recipe, seed: int) -> Built:
+    recipe = dataclasses.replace(recipe)
     data = load_data(recipe)
     check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
     batches = len(data.train) // recipe.train.batch
@@ -145,7 +128,12 @@ def make_net(
         raise UsageError(f"model {config.name!r} reads {wants}, but data set {recipe.data.name!r} holds {has}")
     if vocabulary is None:
         chosen["in_channels"] = example.shape[1]
-    net = models.create(config.name, **chosen, **config.args).to(dtype_of(recipe))
+    try:
+        net = models.create(config.name, **chosen, **config.args).to(dtype_of(recipe))
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:  # model.args holds whatever a user wrote
+        raise UsageError(f"model {config.name!r} cannot be made: {error}") from error
     if vocabulary is not None:
         check_vocabulary(recipe, net, vocabulary)
     if recipe.init_from is not None:

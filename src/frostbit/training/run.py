@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,12 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "warnings": [row["text"] for row in module.record.warnings],
         "final": final,
     }
+
+
+def precision_context(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what a trainer enters around a forward pass at a recipe's ``train.precision``."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)
 
 
 def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
