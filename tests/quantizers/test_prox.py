@@ -82,6 +82,24 @@ def test_the_levels_of_a_proximal_map_follow_the_scale():
     assert torch.equal(quantizer.value(x, scale), quantizers.hard(x) * scale)
 
 
+def test_a_relaxation_that_is_not_cut_off_keeps_the_mean_magnitude():
+    x = 0.1 * torch.randn(4, 200)
+    bounded, free = (quantizers.create("binary_relax", hardness=1.25, bounded=bounded) for bounded in (True, False))
+    torch.testing.assert_close(free(x), (x + 0.25 * quantizers.hard(x)) / 1.25)
+    far = torch.tensor([-3.0, -1.0, 1.0, 2.0])
+    torch.testing.assert_close(free(far), torch.tensor([-2.6, -1.0, 1.0, 1.8]))
+    assert torch.equal(bounded(far), far.clamp(-1, 1))
+    once, again = x, x
+    free.hardness.fill_(1.01), bounded.hardness.fill_(1.01)
+    for _ in range(20):  # what rules that step from the quantized weight do
+        once = free.value(once, once.abs().mean(1, keepdim=True))
+        again = bounded.value(again, again.abs().mean(1, keepdim=True))
+    torch.testing.assert_close(once.abs().mean(1), x.abs().mean(1))
+    assert bool((again.abs().mean(1) < 0.2 * x.abs().mean(1)).all())
+    free.finished = True
+    assert torch.equal(free.value(x, torch.tensor(2.0)), 2 * quantizers.hard(x))
+
+
 @pytest.mark.parametrize("name", ["bnn++", "tanh", "smooth_approx_sign", "smooth_ede"])
 def test_a_smooth_map_has_the_scale_all_the_way(name):
     x = torch.randn(3, 40)
@@ -97,11 +115,21 @@ def test_a_smooth_map_has_the_scale_all_the_way(name):
     soft = quantizer.value(x, scale)
     quantizer.finished = True
     torch.testing.assert_close(quantizer.value(x, scale), soft)  # no jump at the end
-    # the scale takes no part in the gradient
+    # B stays the derivative of F, with the scale held fixed
     w = x.clone().requires_grad_()
     quantizer = quantizers.create(name)
     quantizer(w, scale).sum().backward()
-    torch.testing.assert_close(w.grad, quantizer.B(x, quantizer.hardness))
+    slope = quantizer.B(x, quantizer.hardness)
+    torch.testing.assert_close(w.grad, slope * scale)
+    w.grad, unit = None, quantizers.create(name, unit_slope=True)
+    unit(w, scale).sum().backward()
+    assert torch.equal(w.grad, unit.B(x, unit.hardness))  # 1 at 0, whatever the scale
+    for ste, frozen_slope in ((None, torch.zeros(())), ("ste_identity", torch.ones(())), (name, slope * scale)):
+        masked = quantizers.Masked(quantizers.create(name), quantizers.resolve(ste))
+        for stage, is_frozen in (("soft", frozen & False), ("mixed", frozen), ("hard", frozen | True)):
+            masked.stage, masked.mask, masked.drop_frozen, w.grad = stage, frozen, False, None
+            masked(w, scale).sum().backward()
+            torch.testing.assert_close(w.grad, torch.where(is_frozen, frozen_slope, slope * scale))
 
 
 @pytest.mark.parametrize("mu", torch.logspace(math.log10(5), math.log10(500), 9).tolist())

@@ -14,14 +14,15 @@ from frostbit.training.run import load_run, resume, train
 from .test_resume import ARM, run_and_die, traces
 from .test_resume import same as alike
 
+UNBOUNDED = {"name": "binary_relax", "bounded": False}
 PRESETS = {
     "bnn+": ("bnn+", None, "quantized", "latent"),
     "bnn++": ("bnn++", (5.0, 500.0), "quantized", "latent"),
     "pc": ("prox_linear", (1.0, 100.0), "quantized", "latent"),
     "parq": ("parq", (1.0, 100.0), "quantized", "latent"),
     "binary_relax": ("binary_relax", (1.0, 100.0), "quantized", "latent"),
-    "pq": ("binary_relax", (1.0, 1.01), "quantized", "quantized"),
-    "rpc": ("binary_relax", (1.0, 1.01), "latent", "quantized"),
+    "pq": (UNBOUNDED, (1.0, 1.01), "quantized", "quantized"),
+    "rpc": (UNBOUNDED, (1.0, 1.01), "latent", "quantized"),
 }
 
 

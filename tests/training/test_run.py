@@ -16,7 +16,8 @@ from frostbit.training.health import first_not_finite
 from frostbit.training.module import TrainingModule
 from frostbit.training.optimizers import lr_factor, make_optimizer
 from frostbit.training.recipe import ScheduleConfig
-from frostbit.training.run import load_run, train
+from frostbit.training.resolve import changed
+from frostbit.training.run import load_run, read_config, train
 
 
 def rows(path):
@@ -135,6 +136,21 @@ def test_init_from_starts_where_the_float_run_ended(tiny, tmp_path):
     for source in (tmp_path, tmp_path / "final.pt", tmp_path / "last.ckpt"):
         net = build(tiny("stompp", init_from=str(source)), 5).net
         assert all(torch.equal(net.state_dict()[key], final[key]) for key in final)
+
+
+def test_each_seed_starts_from_the_float_run_of_its_own(tiny, tmp_path):
+    for seed in (0, 1):
+        train(tiny("float", **{"train.epochs": 1}), arm="fp", seed=seed, folder=tmp_path / f"fp-seed{seed}")
+    recipe = tiny("bnn++", init_from=str(tmp_path / "fp-seed{seed}"))
+    for seed in (0, 1):
+        net = build(recipe, seed).net
+        state = torch.load(tmp_path / f"fp-seed{seed}" / "final.pt", weights_only=True)
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    result = train(recipe, arm="a", seed=1, folder=tmp_path / "a")
+    assert result["resolved"]["init_from"] == "fp-seed{seed}"
+    assert not changed(read_config(tmp_path / "a")[0], recipe)  # the same command goes on instead of starting anew
+    with pytest.raises(UsageError, match=r"fp-seed7"):
+        build(recipe, 7)
 
 
 def test_init_from_another_network_names_the_first_mismatch(tiny, tmp_path):

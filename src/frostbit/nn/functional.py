@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from frostbit.nn.accumulator import Accumulator
 from frostbit.quantizers import Quantizer, hard
+from frostbit.quantizers.base import with_scale
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -248,5 +249,6 @@ class _QuantizedMap(torch.autograd.Function):
             grad_x = grad_x if input_quantizer is None else input_quantizer.pull(grad_x, kept, overwrite=True)
         if grad_w is not None:
             grad_w = grad_w.to(weight.dtype)
-            grad_w = grad_w if weight_quantizer is None else weight_quantizer.pull(grad_w, weight, overwrite=True)
+            if weight_quantizer is not None:
+                grad_w = weight_quantizer.pull(with_scale(grad_w, weight_quantizer, scale), weight, overwrite=True)
         return grad_x, grad_w, grad_bias, None, None, None, None, None, None

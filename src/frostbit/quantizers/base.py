@@ -170,8 +170,7 @@ class Quantizer(nn.Module):
         Args:
             x: the tensor to quantize.
             scale: a factor on hard entries (per-filter ``mean|w|``), broadcast against ``x``; a smooth F of which ±1
-                are the levels is brought to these by its class. It takes no part in the gradient: the scaled sign
-                approximates the latent, whose own derivative is 1.
+                are the levels is brought to these by its class. For the gradient see `scale_of_gradient`.
 
         Returns:
             A tensor like ``x``.
@@ -180,6 +179,13 @@ class Quantizer(nn.Module):
             return self.F(x, self.hardness)
         y = hard(x)
         return y if scale is None else y * scale
+
+    def scale_of_gradient(self, scale: Tensor) -> Tensor | None:
+        """Return the share of a scale that multiplies the gradient beside B, ``None`` for none.
+
+        The scaled sign approximates the latent, whose own derivative is 1: none by default.
+        """
+        return None
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``value(x)`` and what is kept for backward: a tensor that `decode` and `pull` take in x's place.
@@ -223,13 +229,19 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, quantizer: Quantizer) -> Tensor:
         ctx.quantizer = quantizer
         value, kept = quantizer.encode(x)
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(kept, scale)
         return value if scale is None else quantizer.value(x, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (kept,) = ctx.saved_tensors
-        return ctx.quantizer.pull(grad, kept), None, None
+        kept, scale = ctx.saved_tensors
+        return ctx.quantizer.pull(with_scale(grad, ctx.quantizer, scale), kept), None, None
+
+
+def with_scale(grad: Tensor, quantizer: Quantizer, scale: Tensor | None) -> Tensor:
+    """Return the gradient of a scaled value times what `Quantizer.scale_of_gradient` says of the scale."""
+    factor = None if scale is None else quantizer.scale_of_gradient(scale)
+    return grad if factor is None else grad * factor
 
 
 def _as_hardness(value: float | None) -> Tensor | None:

@@ -90,6 +90,16 @@ class Masked(Quantizer):
         open_part = self.soft.pull(grad * (1 - mask), x, overwrite=True)
         return open_part if self.ste is None else open_part.add_(self.ste.pull(grad * mask, x, overwrite=True))
 
+    def scale_of_gradient(self, scale: Tensor) -> Tensor | None:
+        """Return the soft member's share where it is in charge, the surrogate's elsewhere."""
+        soft = None if self.stage == "hard" else self.soft.scale_of_gradient(scale)
+        frozen = None if self.stage == "soft" or self.ste is None else self.ste.scale_of_gradient(scale)
+        if self.stage != "mixed" or (soft is None and frozen is None):
+            return frozen if self.stage == "hard" else soft
+        assert self.mask is not None
+        one = torch.ones_like(scale)
+        return torch.where(self.mask.to(scale.device), one if frozen is None else frozen, one if soft is None else soft)
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the member in charge returns: see `Quantizer.encode`."""
         if self.stage == "hard" and (self.ste is None or self.ste.smooth):

@@ -35,6 +35,8 @@ class ProxLinear(Quantizer):
     """
 
     default_hardness: ClassVar[float | None] = 1.0
+    #: whether F stays at the levels beyond them
+    bounded = True
 
     def __init__(self, hardness: float | None = None, rho: float | None = None, varrho: float | None = None) -> None:
         super().__init__(hardness)
@@ -56,8 +58,8 @@ class ProxLinear(Quantizer):
         """Return ``L(ρ, ϱ)`` of ``x``."""
         until, rise = self._left(h)
         # beyond |x| = 1 − ρ the line is above 1, so one minimum stands for both cases
-        magnitude = (1 - rise + _wide(x).abs() * (rise / until)).clamp_max(1)
-        return magnitude.to(x.dtype) * hard(x)
+        magnitude = 1 - rise + _wide(x).abs() * (rise / until)
+        return (magnitude.clamp_max(1) if self.bounded else magnitude).to(x.dtype) * hard(x)
 
     def B(self, x: Tensor, h: Tensor | None) -> Tensor:
         """Return 1 everywhere."""
@@ -100,9 +102,13 @@ class BinaryRelax(ProxLinear):
 
     Args:
         hardness: ``h = 1 + λ ≥ 1``, 1 by default.
+        bounded: whether the sign holds outside ``|x| ≤ 1``, as in ProxConnect, or the weighted mean goes on, as in
+            BinaryRelax. Rules that step from the quantized weight need the latter under ``weight_scale``: cut off at
+            ``mean|w|`` again and again, weights shrink to the smallest of them.
 
-    Source: Yin et al. 2018 (BinaryRelax), restricted to [−1, 1]; PAPERS B.2.
+    Source: Yin et al. 2018 (BinaryRelax); PAPERS B.2.
     """
 
-    def __init__(self, hardness: float | None = None) -> None:
+    def __init__(self, hardness: float | None = None, bounded: bool = True) -> None:
         super().__init__(hardness, rho=0.0)
+        self.bounded = bounded

@@ -37,7 +37,7 @@ class Steep(Quantizer):
     """``F = k·f(μx)``, ``B = k·μ·f'(μx)`` for one curve f from −1 to 1; hardness is μ and the limit is the sign.
 
     A subclass gives ``curve`` and ``slope`` for arguments within ±30, in float32 or wider, and ``slope_at_0``. Where a
-    layer scales its weights by ``mean|w|`` (v), F is ``v·k·f(μx)``, which ends at ±v: nothing jumps when it is made
+    layer scales its weights by ``mean|w|`` (v), F is ``v·k·f(μx)`` and B its derivative: nothing jumps when it is made
     hard.
 
     Args:
@@ -82,6 +82,10 @@ class Steep(Quantizer):
         if scale is None or self.finished or self._hardened:
             return super().value(x, scale)
         return self.F(x, self.hardness) * scale
+
+    def scale_of_gradient(self, scale: Tensor) -> Tensor | None:
+        """Return the scale, since B is the derivative of F; none with ``unit_slope``."""
+        return None if self.unit_slope else scale
 
     def extra_repr(self) -> str:
         """Show the hardness and the choice of slope."""

@@ -87,7 +87,7 @@ def _build(recipe: Recipe, seed: int) -> Built:
 
     random.seed(seed)
     torch.manual_seed(seed)
-    net, report = make_net(recipe, example_images(recipe, data))
+    net, report = make_net(recipe, example_images(recipe, data), seed)
     progression = make_progression(recipe, net, recipe.train.epochs * steps_per_epoch, seed)
     return Built(recipe, data, net, report, progression, steps_per_epoch)
 
@@ -112,12 +112,13 @@ def load_data(recipe: Recipe) -> Dataset:
     )
 
 
-def make_net(recipe: Recipe, example: torch.Tensor) -> tuple[nn.Module, Report | None]:
+def make_net(recipe: Recipe, example: torch.Tensor, seed: int = 0) -> tuple[nn.Module, Report | None]:
     """Create the network and convert it; what the recipe leaves open stays at the network's own default.
 
     Args:
         recipe: with ``model.num_classes`` and ``model.input_size`` filled in.
         example: a batch of images ``[N, C, H, W]``.
+        seed: what ``{seed}`` in ``init_from`` stands for.
 
     Returns:
         The network and what its conversion did, ``None`` for a float network.
@@ -127,7 +128,7 @@ def make_net(recipe: Recipe, example: torch.Tensor) -> tuple[nn.Module, Report |
     chosen = {name: value for name, value in chosen.items() if value is not None}
     net = models.create(config.name, in_channels=example.shape[1], **chosen, **config.args).to(example.dtype)
     if recipe.init_from is not None:
-        load_float(net, recipe.init_from)
+        load_float(net, recipe.init_from.replace("{seed}", str(seed)))
     if recipe.train.channels_last:  # the first convolution hands its kernel's format on to all that follow
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
     if recipe.binarize is None:

@@ -23,7 +23,7 @@ _GROWING: Preset = {"kind": "anneal", "start": 1.0, "end": 100.0, "tail": 0.15}
 # A step that starts from the quantized weight applies the map to its own result, so a small hardness adds up: what
 # counts is the sum of (hardness − 1) over the run, about ten. This end suits a few thousand steps.
 _CREEPING: Preset = {"kind": "anneal", "start": 1.0, "end": 1.01, "shape": "linear", "tail": 0.15}
-_RELAXED: Preset = {"weight": "binary_relax", "input": "ste_clip"}
+_RELAXED: Preset = {"weight": {"name": "binary_relax", "bounded": False}, "input": "ste_clip"}
 
 METHODS: dict[str, dict[str, Preset | None]] = {
     "float": {"binarize": None, "progression": None},

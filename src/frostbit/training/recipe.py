@@ -171,7 +171,7 @@ class Recipe:
     schedule: Annotated[ScheduleConfig, "learning rate over the run"] = field(default_factory=ScheduleConfig)
     data: Annotated[DataConfig, "what is learned"] = field(default_factory=DataConfig)
     train: Annotated[TrainConfig, "the loop"] = field(default_factory=TrainConfig)
-    init_from: Annotated[str | None, "checkpoint of a float run to start from"] = None
+    init_from: Annotated[str | None, "float run or checkpoint to start from; {seed} in it is the run's"] = None
     seeds: Annotated[list[int], "seeds of initial weights, data order and masks"] = field(default_factory=lambda: [0])
     arms: Annotated[dict[str, dict[str, Any] | None], "{arm: settings that differ}"] = field(default_factory=dict)
     scales: Annotated[dict[str, dict[str, Any] | None], "{smaller scale: settings, arms and seeds that differ}"] = (
