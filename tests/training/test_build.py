@@ -14,7 +14,7 @@ BAD = {
     "surrogate": ({"progression.ste": {"name": "ste_clp"}}, "did you mean 'ste_clip'"),
     "schedule": ({"progression.schedule": "cubik"}, "did you mean 'cubic'"),
     "order": ({"progression.order": ["layers.linear9"]}, "order names no unit 'layers.linear9'"),
-    "batch": ({"train.batch": 4000}, "train.batch is 4000, but there are only 320 training images"),
+    "batch": ({"train.batch": 4000}, "train.batch is 4000, but there are only 320 training samples"),
 }
 
 
