@@ -36,6 +36,7 @@ class ArmSummary:
         raw: test accuracy, hardened, statistics as trained.
         train: training accuracy over the last evaluated stretch.
         seconds: mean seconds of a run.
+        core_seconds: mean processor seconds of a run; ``None`` if a result is older than this figure.
         seeds: number of runs.
     """
 
@@ -44,6 +45,7 @@ class ArmSummary:
     raw: Spread
     train: Spread
     seconds: float
+    core_seconds: float | None
     seeds: int
 
 
@@ -60,11 +62,12 @@ def _summary(arm: str, runs: Sequence[Result]) -> ArmSummary:
         Spread.of([run["final"]["raw"] for run in runs]),
         Spread.of([run["final"]["train"] for run in runs]),
         statistics.fmean(run["seconds"] for run in runs),
+        statistics.fmean(run["seconds_cpu"] for run in runs) if all("seconds_cpu" in run for run in runs) else None,
         len(runs),
     )
 
 
-HEADINGS = ("arm", "hardened, recalibrated %", "hardened, raw %", "train %", "seconds", "seeds")
+HEADINGS = ("arm", "hardened, recalibrated %", "hardened, raw %", "train %", "seconds", "core seconds", "seeds")
 
 
 def cells(summary: ArmSummary) -> tuple[str, ...]:
@@ -75,6 +78,7 @@ def cells(summary: ArmSummary) -> tuple[str, ...]:
         str(summary.raw),
         str(summary.train),
         f"{summary.seconds:.0f}",
+        "-" if summary.core_seconds is None else f"{summary.core_seconds:.0f}",
         str(summary.seeds),
     )
 

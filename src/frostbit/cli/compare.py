@@ -237,7 +237,7 @@ def show(
     console = Console(width=None if sys.stdout.isatty() else 80)
     table = Table(title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("arm", no_wrap=True)
-    for heading in ("hardened\nrecalibrated %", "hardened\nraw %", "train %", "seconds", "seeds"):
+    for heading in ("hardened\nrecalibrated %", "hardened\nraw %", "train %", "seconds", "core\nseconds", "seeds"):
         table.add_column(heading, justify="right")
     summaries = summarize(results)
     for summary in summaries:

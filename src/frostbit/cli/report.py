@@ -171,6 +171,7 @@ def _result_rows(result: Result) -> list[tuple[str, str]]:
         ("share of binary multiply-accumulates", f"{100 * result['binary_macs']:.1f} %"),
         ("optimizer steps", str(result["resolved"]["derived"]["steps"])),
         ("seconds", f"{result['seconds']:.1f}"),
+        ("core seconds", f"{result['seconds_cpu']:.1f}"),
     ]
 
 

@@ -60,9 +60,9 @@ class TrainingModule(L.LightningModule):
         self.checkpoint = checkpoint
         self.record = Record()
         self.flips: FlipWatch | None = None
-        self.seconds_before = 0.0
+        self.seconds_before = self.seconds_cpu_before = 0.0
         self.seconds_evaluating = 0.0
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self._unchecked: list[Tensor] = []
         self._train_loader: Loader | None = None
         self._test_loaders: dict[int, Loader] = {}
@@ -71,6 +71,11 @@ class TrainingModule(L.LightningModule):
     def seconds(self) -> float:
         """Seconds of work so far, including those before a resume."""
         return self.seconds_before + time.perf_counter() - self._started
+
+    @property
+    def seconds_cpu(self) -> float:
+        """Seconds of processor time so far, over all threads: what the run costs however busy the machine is."""
+        return self.seconds_cpu_before + time.process_time() - self._cpu_started
 
     def loader(self, split: Split | StreamSplit, *, train: bool = False) -> Loader:
         """Return this rank's batches of a split on the module's device, shuffled and augmented for training.
@@ -204,7 +209,7 @@ class TrainingModule(L.LightningModule):
             "record": self.record.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "seconds": (self.seconds, self.seconds_evaluating),
+            "seconds": (self.seconds, self.seconds_cpu, self.seconds_evaluating),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -220,7 +225,7 @@ class TrainingModule(L.LightningModule):
         if self.progression is not None:
             self.progression.load_state_dict(state["progression"])
         self.record.load_state_dict(state["record"])
-        self.seconds_before, self.seconds_evaluating = state["seconds"]
+        self.seconds_before, self.seconds_cpu_before, self.seconds_evaluating = state["seconds"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])

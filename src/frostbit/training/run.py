@@ -168,6 +168,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "hardware": hardware(module.device),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(module.seconds, 2),
+        "seconds_cpu": round(module.seconds_cpu, 2),
         "seconds_evaluating": round(module.seconds_evaluating, 2),
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
