@@ -132,7 +132,7 @@ class Loader:
         self._first_batch = first_batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and labels as :meth:`batch` returns them."""
+        """Yield inputs and labels as `batch` returns them."""
         epoch, first = self.epoch, self._first_batch
         self._first_batch = 0
         indices = range(first, len(self))
