@@ -199,7 +199,7 @@ class Quantizer(nn.Module):
             A tensor like ``x``.
         """
         if self.smooth and not (self.finished or self._hardened):
-            return self.F(x, self.hardness)
+            return _elementwise("F", self.F(x, self.hardness), x)
         y = hard(x)
         return y if scale is None else y * scale
 
@@ -229,7 +229,7 @@ class Quantizer(nn.Module):
             x: what was quantized, or what `encode` kept of it.
             overwrite: whether the result may be written into ``grad``.
         """
-        return grad * self.B(x, self.hardness)
+        return grad * _elementwise("B", self.B(x, self.hardness), x)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
@@ -267,6 +267,13 @@ def with_scale(grad: Tensor, quantizer: Quantizer, scale: Tensor | None) -> Tens
     """Return the gradient of a scaled value times what `Quantizer.scale_of_gradient` says of the scale."""
     factor = None if scale is None else quantizer.scale_of_gradient(scale)
     return grad if factor is None else grad * factor
+
+
+def _elementwise(name: str, y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` if it has one entry for each of ``x``, or one for all: others would be broadcast without a word."""
+    if isinstance(y, Tensor) and y.dim() and y.shape != x.shape:
+        raise UsageError(f"{name} must act on each entry: expected shape {tuple(x.shape)}, found {tuple(y.shape)}")
+    return y
 
 
 def _as_hardness(value: float | None) -> Tensor | None:
