@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -306,3 +307,9 @@ def test_a_factor_may_be_one_number_for_all_entries() -> None:
     layer(torch.ones(2, 3)).sum().backward()
     assert layer.weight.grad is not None
     assert torch.equal(layer.weight.grad, torch.full((3, 3), 1.0))
+
+
+def test_a_hardness_may_be_a_number_of_numpy() -> None:
+    hardness = quantizers.create("bnn++", hardness=np.float32(3)).hardness
+    assert hardness is not None
+    assert hardness.item() == 3

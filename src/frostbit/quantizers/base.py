@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -279,7 +280,7 @@ def _elementwise(name: str, y: Tensor, x: Tensor) -> Tensor:
 def _as_hardness(value: float | None) -> Tensor | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not isinstance(value, Real) or not 0 < value < math.inf:
         raise UsageError(f"hardness must be positive and finite, found {value!r}")
     return torch.tensor(float(value))
 
