@@ -144,6 +144,8 @@ def test_recalibration_without_batches_keeps_the_statistics() -> None:
     before = snapshot(model)
     with pytest.raises(UsageError, match="at least one batch"):
         fb.recalibrate_(model, [])
+    with pytest.raises(UsageError, match=r"several batches, found one tensor of shape \(5, 3\)"):
+        fb.recalibrate_(model, torch.zeros(5, 3))
     assert_equal(before, snapshot(model))
 
 

@@ -164,6 +164,16 @@ def test_units_are_remembered_by_path_without_touching_the_state_dict() -> None:
         assert again[0].input_quantizer is twin.middle.input_quantizer
 
 
+def test_a_wrapper_has_the_units_of_the_model_inside() -> None:
+    model = Backwards()
+    found = fb.units(model, torch.randn(2, 4))
+    for wrap in (nn.DataParallel, torch.optim.swa_utils.AveragedModel):
+        wrapper = wrap(model)
+        assert names(fb.units(wrapper)) == names(found)
+        fb.StoMPP(wrapper, total_steps=2).step()
+        assert fb.frozen_fraction(wrapper) == {"middle": 1.0, "last": pytest.approx(0.5, abs=0.5)}
+
+
 def test_units_follow_quantizers_that_a_progression_put_in() -> None:
     model = Backwards()
     fb.units(model, torch.randn(2, 4))

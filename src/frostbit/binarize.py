@@ -146,6 +146,8 @@ def binarize_(
         UsageError: nothing or too little to convert, a name that matches nothing, an input whose sign is constant.
             The model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"binarize_ takes a model, an instance of torch.nn.Module, found {model!r}")
     check_choice("placement", placement, ["input", "activation"])
     if not 0 <= min_binary_macs <= 1:
         raise UsageError(f"min_binary_macs is a share from 0 to 1, found {min_binary_macs}")
@@ -251,7 +253,7 @@ class _Conversion:
             specs = f"weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
             self.report.converted[name] = f"{type(module).__name__}, {specs}"
         if not self.report.converted and not (weight is None and self.placement == "activation"):
-            raise UsageError(f"the keep rule keeps all {len(ordered)} layers: nothing would become binary")
+            raise UsageError(f"the keep rule keeps all {len(ordered)} layers: pass another keep=, or None for nothing")
         if accumulator_bits is not None and not any(getattr(m, "accumulator_bits", None) for _, m in ordered):
             raise UsageError("accumulator_bits is for sums of ±1 products: no layer has a binary weight and input")
 

@@ -66,8 +66,11 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
         The number of batches seen.
 
     Raises:
-        UsageError: no batch was given. The statistics are then as they were, as after any other error.
+        UsageError: no batch was given, or one tensor, whose samples are no batches. The statistics are then as they
+            were, as after any other error.
     """
+    if isinstance(batches, Tensor):
+        raise UsageError(f"recalibrate_ takes several batches, found one tensor of shape {tuple(batches.shape)}")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0

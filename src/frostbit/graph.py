@@ -225,9 +225,8 @@ def _symbolic(model: nn.Module) -> Graph:
         traced = _Tracer().trace(model)
     except Exception as error:
         raise UsageError(
-            f"{type(model).__name__} cannot be traced without an input ({_first_line(error)}): "
-            "pass example_input=, one batch"
-        ) from error
+            f"{type(model).__name__} cannot be traced without an input: pass example_input=, one batch"
+        ) from error  # torch.fx speaks of its proxies, which is of no use here
     graph = Graph()
     index: dict[torch.fx.Node, int] = {}
     counts: dict[nn.Module, int] = {}

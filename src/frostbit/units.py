@@ -182,7 +182,8 @@ def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
     """Return the model's units in order of first execution.
 
     Args:
-        model: a converted model, or one built from `frostbit.nn` layers.
+        model: a converted model, or one built from `frostbit.nn` layers; also wrapped in torch's
+            ``DistributedDataParallel``, ``DataParallel`` or ``AveragedModel``.
         example_input: a batch; needed where `binarize_` did not see one and the model cannot be traced without,
             or to learn feature shapes.
 
@@ -193,6 +194,9 @@ def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
         UsageError: the model has no binary layer or activation, or cannot be traced.
     """
     record = getattr(model, _RECORD, None)
+    wrapped = model._modules.get("module")
+    if record is None and wrapped is not None and hasattr(wrapped, _RECORD):
+        return units(wrapped, example_input)
     if record is None or example_input is not None:
         found = find_units(model, trace(model, example_input))
         remember(model, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,15 +67,28 @@ def test_shuffling_is_a_new_permutation_each_epoch_and_the_same_again() -> None:
     first = order(loader)
     assert sorted(first) == list(range(22))
     assert first != list(range(22))
-    assert order(loader) == first
+    second = order(loader)  # a loop that chooses no epoch has a new order too
     loader.set_epoch(1)
-    second = order(loader)
+    assert order(loader) == second
     assert sorted(second) == list(range(22))
     assert second != first
     loader.set_epoch(0)
     assert order(loader) == first
     assert order(make(seed=1)) != first
     assert order(make(shuffle=False)) == list(range(22))
+
+
+def test_a_pass_moves_on_only_from_its_end_and_only_where_no_epoch_was_chosen() -> None:
+    loader = make()
+    next(iter(loader))
+    assert loader.epoch == 0
+    for _ in loader:
+        loader.set_epoch(5)
+    assert loader.epoch == 5
+
+
+def test_a_seed_of_numpy_is_the_same_seed() -> None:
+    assert order(make(seed=np.int64(3))) == order(make(seed=3))
 
 
 def test_batches_do_not_depend_on_history_or_on_the_global_generator() -> None:

@@ -31,7 +31,7 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (ResNet, IMAGES, {"weight": None, "input": None}, "nothing to do"),
     (ResNet, IMAGES, {"weight": "ste_clp"}, "unknown quantizer 'ste_clp': did you mean 'ste_clip'"),
     (ResNet, IMAGES, {"keep": "layr1.0.conv1"}, "keep: 'layr1.0.conv1' matches no .* did you mean 'layer1.0.conv1'"),
-    (ResNet, IMAGES, {"keep": "*"}, "keeps all 9 layers"),
+    (ResNet, IMAGES, {"keep": "*"}, "keeps all 9 layers: pass another keep=, or None for nothing"),
     (ResNet, IMAGES, {"overrides": {"layer3.*": {}}}, "overrides: 'layer3.*' matches no"),
     (ResNet, IMAGES, {"overrides": {"layer1.*": {"wieght": "sign"}}}, "'wieght': did you mean 'weight'"),
     (ResNet, IMAGES, {"overrides": {"fc": {"weight": "sign"}}}, "'fc' matches only layers that keep= leaves real"),
@@ -57,7 +57,7 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
     (lambda: chain(nn.ReLU(), nn.Softmax(-1), nn.ReLU()), ROWS, {"placement": "activation"}, "input of '4' is const"),
     (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(8)), ROWS, {}, "Sequential has no layer that can become"),
     (Shared, ROWS, {}, "layer 'twice' is called more than once"),
-    (Branching, None, {}, "Branching cannot be traced .* pass example_input="),
+    (Branching, None, {}, "^Branching cannot be traced without an input: pass example_input=, one batch$"),
     (attention, TOKENS, {"keep": None, "weight_scale": "mean"}, "unknown weight_scale"),
     (attention, TOKENS, {"keep": "linear1", "min_binary_macs": 1.0}, "multiply-accumulates"),
     (ResNet, IMAGES, {"min_binary_macs": 80}, "min_binary_macs is a share from 0 to 1, found 80"),
@@ -88,3 +88,8 @@ def test_what_is_binary_already_is_refused() -> None:
     with pytest.raises(UsageError, match="ResNet is binary already"):
         fb.binarize_(model, example_input=IMAGES)
     assert_untouched(model, before)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"binarize_ takes a model, an instance of torch.nn.Module, found <class"):
+        fb.binarize_(ResNet)  # type: ignore[arg-type]  # the class is what a typo leaves

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import frostbit as fb
-from frostbit.optim import ProxConnect
+from frostbit.optim import CaseOptimizer, ProxConnect
 from frostbit.quantizers import Quantizer, create, hard
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -65,7 +66,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def by_hand(quantizer: Quantizer, grad_at: str, step_from: str, steps: int, lr: float) -> Tensor:
-    """The updates of PAPERS B.1 in ten lines, from the formulas alone."""
+    """The six update rules in ten lines, from the formulas alone."""
     latent = single("sign")[0].weight.detach().clone()
     for _ in range(steps):
         w = quantizer.value(latent)
@@ -484,3 +485,9 @@ def test_what_is_no_optimizer_class_is_refused():
         ProxConnect(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match=r"needs an optimizer class such as torch.optim.Adam, found str"):
         ProxConnect(model, "sgd")
+
+
+@pytest.mark.parametrize("make", [partial(ProxConnect, optimizer=torch.optim.SGD), partial(CaseOptimizer, cases={})])
+def test_parameters_in_the_model_s_place_are_refused(make):
+    with pytest.raises(ValueError, match=r"takes the model itself, a torch.nn.Module, found generator"):
+        make(single("parq").parameters())

@@ -13,7 +13,7 @@ from frostbit.quantizers import Decomposition, decompose
 Function = Callable[[Tensor], Tensor]
 W = torch.linspace(-3, 3, 1201, dtype=torch.float64)
 
-# PAPERS B.3, and its repairs
+# the paper's table, and its repairs
 TABLE = {
     "ste_identity": True,  # BC
     "prox_linear": True,  # PC

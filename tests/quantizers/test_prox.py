@@ -13,7 +13,7 @@ W = torch.linspace(-2, 2, 801, dtype=DOUBLE)
 
 
 def piecewise_linear(w: float, rho: float, varrho: float) -> float:
-    """L(ρ, ϱ) as PAPERS B.2 writes it, case by case."""
+    """L(ρ, ϱ) as it is defined, case by case."""
     sign = 1.0 if w >= 0 else -1.0
     if abs(w) >= 1 - rho:
         return sign

@@ -6,13 +6,16 @@ import copy
 import itertools
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import frostbit as fb
 from frostbit import quantizers
 from frostbit.errors import UsageError
 from frostbit.quantizers import Clip, Masked, Quantizer, STEClip, from_pair, hard
@@ -286,3 +289,27 @@ def test_registering_a_quantizer_makes_its_name_usable_once() -> None:
             quantizers.register("cosine")(Tanh)
     finally:
         quantizers._registry._entries.pop("cosine", None)
+
+
+def first_column(x: Tensor, h: Tensor | None) -> Tensor:
+    return x[:, :1]
+
+
+@pytest.mark.parametrize(("pair", "what"), [((first_column, cube), "F"), ((None, first_column), "B")])
+def test_a_pair_that_would_be_broadcast_is_refused(pair: Any, what: str) -> None:
+    layer = fb.nn.Linear(3, 3, weight_quantizer=pair)
+    with pytest.raises(UsageError, match=rf"^{what} must act on each entry: expected .*\(3, 3\), found \(3, 1\)"):
+        layer(torch.randn(2, 3)).sum().backward()
+
+
+def test_a_factor_may_be_one_number_for_all_entries() -> None:
+    layer = fb.nn.Linear(3, 3, weight_quantizer=(None, lambda x, h: 0.5))
+    layer(torch.ones(2, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, torch.full((3, 3), 1.0))
+
+
+def test_a_hardness_may_be_a_number_of_numpy() -> None:
+    hardness = quantizers.create("bnn++", hardness=np.float32(3)).hardness
+    assert hardness is not None
+    assert hardness.item() == 3

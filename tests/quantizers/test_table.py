@@ -28,7 +28,7 @@ def inputs(dtype: torch.dtype) -> Tensor:
 
 
 def sign_swish(x: float, mu: float) -> float:
-    """SS_μ(x) = 2σ(μx)[1 + μx(1 − σ(μx))] − 1 (PAPERS B.2)."""
+    """SS_μ(x) = 2σ(μx)[1 + μx(1 − σ(μx))] − 1."""
     sigma = 1 / (1 + math.exp(-mu * x))
     return 2 * sigma * (1 + mu * x * (1 - sigma)) - 1
 

@@ -83,7 +83,7 @@ def random_crop(images: Tensor, pad: int, generator: torch.Generator, per: CropP
         ``[B, C, H, W]``.
 
     Raises:
-        ValueError: unknown ``per``.
+        UsageError: unknown ``per``.
     """
     return crop(images, _draw_offsets(len(images), pad, generator, per), pad)
 
@@ -106,11 +106,10 @@ class Augment:
         crop_pad: largest random shift in pixels, >= 0; 0 for none.
         crop_per: one shift per ``"image"``, or one per ``"batch"`` (cheaper, weaker).
         crop_scale: streamed images alone: smallest share of the area that a random crop is cut from, in (0, 1];
-            ``None`` cuts the centre. See :func:`frostbit.data.stream.draw_boxes`.
+            ``None`` cuts the centre. See `frostbit.data.stream.draw_boxes`.
 
     Raises:
-        UsageError: ``crop_pad`` is negative or no integer, or ``crop_scale`` is out of its range.
-        ValueError: unknown ``crop_per``.
+        UsageError: ``crop_pad`` is negative or no integer, ``crop_scale`` out of its range, ``crop_per`` unknown.
     """
 
     flip: bool = True

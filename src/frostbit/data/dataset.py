@@ -119,15 +119,14 @@ def load(
         stream: decode images when a batch asks for them instead of all at once; they are cropped to squares of
             ``size``, the centre where nothing is random. ``None`` streams ``"imagenet"`` alone.
         tokenizer: what makes token ids of texts: a vocabulary file or a checkpoint, see
-            :func:`frostbit.data.tokens.load_tokenizer`.
+            `frostbit.data.tokens.load_tokenizer`.
         length: tokens to which each text is cut or padded; those of the longest one in use if left out.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: unknown name.
-        UsageError: a value out of range; a folder, file, column, label or image that cannot be used; or a
+        UsageError: unknown name; a value out of range; a folder, file, column, label or image that cannot be used; or a
             package that is not installed.
     """
     if size is not None and size < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -28,7 +29,8 @@ class Loader:
     be a multiple of ``world_size``, so all shards are equal. One that is not shuffled (evaluation) yields
     every sample exactly once; all ranks have equally many batches, which may differ in size and be empty.
 
-    The epoch is read when the first batch is drawn, not when the iterator is made.
+    The epoch is read when the first batch is drawn, not when the iterator is made. A pass that comes to its end moves
+    on to the next one, so a loop without `set_epoch` has another order in each pass.
 
     Args:
         split: images or texts in memory, moved to ``device`` once, or streamed images.
@@ -89,7 +91,7 @@ class Loader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
-        self.seed = seed
+        self.seed = operator.index(seed)  # generators are seeded by its text, in which numpy's 3 is another than 3
         self.epoch = 0
         self.dtype = dtype
         self.rank = rank
@@ -132,12 +134,14 @@ class Loader:
         self._first_batch = first_batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and labels as :meth:`batch` returns them."""
+        """Yield inputs and labels as `batch` returns them."""
         epoch, first = self.epoch, self._first_batch
         self._first_batch = 0
         indices = range(first, len(self))
         for index, raw in zip(indices, self._read(epoch, indices), strict=True):
             yield self._finish(epoch, index, *raw)
+        if self.epoch == epoch:  # nobody has chosen another one meanwhile
+            self.epoch += 1
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Return one batch of one epoch, whatever was drawn before.

@@ -66,7 +66,7 @@ def list_sources(pattern: str = "*") -> list[str]:
         pattern: a shell-style pattern such as ``"cifar*"``.
 
     Returns:
-        The names that :func:`frostbit.data.load` accepts.
+        The names that `frostbit.data.load` accepts.
     """
     return SOURCES.list(pattern)
 
@@ -114,7 +114,7 @@ def cifar10(path: Path | None = None) -> Source:
     """Return CIFAR-10, 32x32 RGB, from the Hugging Face hub or from a folder.
 
     Args:
-        path: a folder as for :func:`folder`; ``None`` loads ``uoft-cs/cifar10`` into the hub's own cache.
+        path: a folder as for `folder`; ``None`` loads ``uoft-cs/cifar10`` into the hub's own cache.
 
     Returns:
         The source.
@@ -130,7 +130,7 @@ def cifar100(path: Path | None = None) -> Source:
     """Return CIFAR-100 with its fine labels, 32x32 RGB, from the Hugging Face hub or from a folder.
 
     Args:
-        path: a folder as for :func:`folder`; ``None`` loads ``uoft-cs/cifar100`` into the hub's own cache.
+        path: a folder as for `folder`; ``None`` loads ``uoft-cs/cifar100`` into the hub's own cache.
 
     Returns:
         The source.
@@ -146,7 +146,7 @@ def tiny_imagenet(path: Path | None = None) -> Source:
     """Return Tiny ImageNet, 64x64 RGB, 200 classes, from the Hugging Face hub or from a folder.
 
     Args:
-        path: a folder as for :func:`folder`; ``None`` loads ``zh-plus/tiny-imagenet`` into the hub's own cache.
+        path: a folder as for `folder`; ``None`` loads ``zh-plus/tiny-imagenet`` into the hub's own cache.
 
     Returns:
         The source.
@@ -162,7 +162,7 @@ def imagenet(path: Path | None = None) -> Source:
     """Return ImageNet (ILSVRC 2012), 1000 classes, from the Hugging Face hub or from a folder.
 
     Args:
-        path: a folder as for :func:`folder`; ``None`` loads ``ILSVRC/imagenet-1k`` into the hub's own cache (the hub
+        path: a folder as for `folder`; ``None`` loads ``ILSVRC/imagenet-1k`` into the hub's own cache (the hub
             asks for an account that has accepted its terms).
 
     Returns:
@@ -180,7 +180,7 @@ def folder(path: Path | None = None) -> Source:
     """Return the images of a folder of parquet files or of class folders.
 
     Args:
-        path: the folder, laid out as :func:`frostbit.data.load` says.
+        path: the folder, laid out as `frostbit.data.load` says.
 
     Returns:
         The source. Class names are the parquet's own or the class folders'; else the label's number.

@@ -41,7 +41,7 @@ def box_pixels(width: int, height: int, box: Sequence[float] | None) -> tuple[fl
     Args:
         width: of the image.
         height: of the image.
-        box: a row of :func:`draw_boxes`, whose sides are cut where they exceed the image's; ``None`` for the central
+        box: a row of `draw_boxes`, whose sides are cut where they exceed the image's; ``None`` for the central
             square that spans ``CENTRE`` of the shorter side.
     """
     if box is None:
@@ -94,7 +94,7 @@ class StreamSplit:
 
         Args:
             chosen: positions in the split.
-            boxes: one crop of :func:`draw_boxes` for each, ``None`` for the centre.
+            boxes: one crop of `draw_boxes` for each, ``None`` for the centre.
 
         Returns:
             Images uint8 ``[B, 3, size, size]`` and labels int64 ``[B]``, on the CPU.

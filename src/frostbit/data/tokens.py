@@ -19,7 +19,7 @@ def load_tokenizer(name: str) -> Any:
 
     Args:
         name: a vocabulary file (``.txt``, one token a line: BERT's uncased WordPiece), or a checkpoint that has a
-            tokenizer, see :func:`frostbit.checkpoints.find_checkpoint`.
+            tokenizer, see `frostbit.checkpoints.find_checkpoint`.
 
     Raises:
         UsageError: it cannot be loaded, or knows no padding.
@@ -43,7 +43,7 @@ def tokenize(splits: Sequence[tuple[RawSplit, Sequence[int]]], tokenizer: Any, l
 
     Args:
         splits: texts, and which rows of them.
-        tokenizer: from :func:`load_tokenizer`.
+        tokenizer: from `load_tokenizer`.
         length: tokens per text, special ones included; ``None`` for those of the longest text.
 
     Returns:

@@ -32,7 +32,7 @@ class Bert(nn.Module):
         input_size: tokens of the longest input, >= 1 and not more than the checkpoint has positions for; those if
             left out.
         checkpoint: a folder, an installed package that carries one, or a name on the Hugging Face hub; see
-            :func:`frostbit.checkpoints.find_checkpoint`.
+            `frostbit.checkpoints.find_checkpoint`.
         dropout: of all dropout layers, in [0, 1); the checkpoint's own if left out.
 
     Attributes:

@@ -50,7 +50,7 @@ class BinaryNet(nn.Sequential):
         width: w, >= 1.
         norm: ``"batch"`` for batch norm with a shift but no scale, momentum 0.01, or ``"layer"`` for layer norm over
             channels, as Keras defines it; both with an epsilon of 1e-3.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`.
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`.
 
     Raises:
         UsageError: a value below its bound, or an unknown ``norm`` or ``init``.

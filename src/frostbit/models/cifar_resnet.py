@@ -7,36 +7,9 @@ with batch norm instead of the paper's zero-padded subsampling.
 
 from __future__ import annotations
 
-from frostbit.models.factory import MODELS
-from frostbit.models.resnet import BasicBlock, ResNet
+from functools import partial
 
-
-def _register(layers: int) -> None:
-    name = f"resnet{layers}"
-    blocks_per_stage = (layers - 2) // 6
-
-    @MODELS.register(name)
-    def build(
-        *,
-        num_classes: int = 10,
-        input_size: int = 32,
-        in_channels: int = 3,
-        width: int | None = None,
-        stem: str | None = None,
-        init: str = "fan_in_normal",
-    ) -> ResNet:
-        return ResNet(
-            name,
-            BasicBlock,
-            (blocks_per_stage,) * 3,
-            width=16 if width is None else width,
-            num_classes=num_classes,
-            input_size=input_size,
-            in_channels=in_channels,
-            stem=stem,
-            init=init,
-        )
-
+from frostbit.models.resnet import BasicBlock, ResNet, register
 
 for _layers in (8, 14, 20, 32, 44, 56):
-    _register(_layers)
+    register(f"resnet{_layers}", partial(ResNet, block=BasicBlock, depths=((_layers - 2) // 6,) * 3), own_width=16)

@@ -17,18 +17,17 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     """Build a float model.
 
     Args:
-        name: one of :func:`list_models`, e.g. ``"resnet18"``.
+        name: one of `list_models`, e.g. ``"resnet18"``.
         **kwargs: the model's own arguments; the image models share ``num_classes``, ``input_size``,
-            ``in_channels`` and ``init`` (see :mod:`frostbit.models.resnet`, :mod:`frostbit.models.mlp`);
-            ``"bert"`` reads texts and has others (see :mod:`frostbit.models.bert`).
+            ``in_channels`` and ``init`` (see `frostbit.models.resnet`, `frostbit.models.mlp`);
+            ``"bert"`` reads texts and has others (see `frostbit.models.bert`).
 
     Returns:
         A model in training mode, freshly initialized unless it was loaded from a checkpoint. An image model's
         attribute ``input_shape`` is ``(C, H, W)``, the shape of one input that it was built for.
 
     Raises:
-        ValueError: unknown model name.
-        UsageError: unknown argument, or a value that the model cannot have.
+        UsageError: unknown model name or argument, or a value that the model cannot have.
     """
     factory = MODELS.get(name)
     known = arguments(name)
@@ -42,10 +41,10 @@ def arguments(name: str) -> list[str]:
     """Return the names of the arguments that a model takes.
 
     Args:
-        name: one of :func:`list_models`.
+        name: one of `list_models`.
 
     Raises:
-        ValueError: unknown model name.
+        UsageError: unknown model name.
     """
     return list(inspect.signature(MODELS.get(name)).parameters)
 
@@ -57,7 +56,7 @@ def list_models(pattern: str = "*") -> list[str]:
         pattern: a shell-style pattern such as ``"resnet*"``.
 
     Returns:
-        The names that :func:`create` accepts.
+        The names that `create` accepts.
     """
     return MODELS.list(pattern)
 

@@ -25,7 +25,7 @@ def initialize_(model: nn.Module, how: str) -> None:
         how: one of the names above.
 
     Raises:
-        ValueError: unknown name.
+        UsageError: unknown name.
     """
     check_choice("init", how, INITS)
     for module in model.modules():

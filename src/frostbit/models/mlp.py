@@ -20,11 +20,10 @@ class MLP(nn.Module):
         input_size: height and width of the images, >= 1.
         in_channels: channels of the images, >= 1.
         hidden: width of each hidden layer, each >= 1, at least one.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`.
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`.
 
     Raises:
-        UsageError: a value below its bound, or no hidden layer.
-        ValueError: unknown ``init``.
+        UsageError: a value below its bound, no hidden layer, or an unknown ``init``.
     """
 
     def __init__(

@@ -69,11 +69,10 @@ class MobileNetV2(nn.Module):
         stem: ``"imagenet"`` (all strides as published, 32 together) or ``"cifar"`` (those of the stem and of the
             second stage are 1, 8 together); ``None`` takes ``"imagenet"`` for images of 128 pixels and more.
         dropout: before the linear layer, in [0, 1); ``None`` for 0.2 in the ImageNet form, 0 in the CIFAR form.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`.
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`.
 
     Raises:
-        UsageError: a value outside its bounds.
-        ValueError: unknown ``stem`` or ``init``.
+        UsageError: a value outside its bounds, or an unknown ``stem`` or ``init``.
     """
 
     def __init__(

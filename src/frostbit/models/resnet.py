@@ -8,7 +8,8 @@ its own, called once, so that each can become a binarizer of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class ResNet(nn.Module):
 
     Args:
         name: the model's public name, for messages.
-        block: :class:`BasicBlock`, :class:`Bottleneck`, or another such class.
+        block: `BasicBlock`, `Bottleneck`, or another such class.
         depths: blocks per stage; every stage but the first halves height and width.
         width: channels of the stem and base width of the first stage, >= 1.
         num_classes: size of the output ``[N, num_classes]``, >= 1.
@@ -115,11 +116,10 @@ class ResNet(nn.Module):
         in_channels: channels of the images, >= 1.
         stem: ``"cifar"`` (3x3 convolution, stride 1) or ``"imagenet"`` (7x7 convolution, stride 2, then
             3x3 max pooling, stride 2); ``None`` takes ``"imagenet"`` for images of 128 pixels and more.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`.
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`.
 
     Raises:
-        UsageError: a value below its bound.
-        ValueError: unknown ``stem`` or ``init``.
+        UsageError: a value below its bound, or an unknown ``stem`` or ``init``.
     """
 
     def __init__(
@@ -179,7 +179,15 @@ class ResNet(nn.Module):
         return logits
 
 
-def _register(name: str, block: Block, depths: Sequence[int]) -> None:
+def register(name: str, make: Callable[..., ResNet], own_width: int) -> None:
+    """File a residual network, and the arguments that all of them have, under a name.
+
+    Args:
+        name: the public name.
+        make: ``(name, **arguments of ResNet) -> ResNet``.
+        own_width: the width of the publication.
+    """
+
     @MODELS.register(name)
     def build(
         *,
@@ -190,11 +198,9 @@ def _register(name: str, block: Block, depths: Sequence[int]) -> None:
         stem: str | None = None,
         init: str = "fan_in_normal",
     ) -> ResNet:
-        return ResNet(
+        return make(
             name,
-            block,
-            depths,
-            width=64 if width is None else width,
+            width=own_width if width is None else width,
             num_classes=num_classes,
             input_size=input_size,
             in_channels=in_channels,
@@ -203,7 +209,10 @@ def _register(name: str, block: Block, depths: Sequence[int]) -> None:
         )
 
 
-_register("resnet10", BasicBlock, (1, 1, 1, 1))
-_register("resnet18", BasicBlock, (2, 2, 2, 2))
-_register("resnet34", BasicBlock, (3, 4, 6, 3))
-_register("resnet50", Bottleneck, (3, 4, 6, 3))
+for _name, _block, _depths in (
+    ("resnet10", BasicBlock, (1, 1, 1, 1)),
+    ("resnet18", BasicBlock, (2, 2, 2, 2)),
+    ("resnet34", BasicBlock, (3, 4, 6, 3)),
+    ("resnet50", Bottleneck, (3, 4, 6, 3)),
+):
+    register(_name, partial(ResNet, block=_block, depths=_depths), own_width=64)

@@ -119,12 +119,11 @@ class VisionTransformer(nn.Module):
         depth: number of blocks, >= 1.
         heads: number of attention heads, >= 1; ``None`` for one in 64 entries.
         patch_size: height and width of a patch, >= 1; ``None`` for 16 in images of 128 pixels and more, else 4.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`. Class token and positions
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`. Class token and positions
             always are ~ N(0, 0.02²).
 
     Raises:
-        UsageError: a value below its bound, or no multiple.
-        ValueError: unknown ``init``.
+        UsageError: a value below its bound, no multiple, or an unknown ``init``.
     """
 
     #: read by `binarize_`

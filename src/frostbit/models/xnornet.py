@@ -33,11 +33,10 @@ class XNORNet(nn.Sequential):
         input_size: height and width of the images, >= 57; the network runs at this size only.
         in_channels: channels of the images, >= 1.
         width: channels of the first convolution, >= 1, 96 in the paper; all others shrink in proportion.
-        init: how weights are drawn, see :func:`frostbit.models.initialize.initialize_`.
+        init: how weights are drawn, see `frostbit.models.initialize.initialize_`.
 
     Raises:
-        UsageError: a value below its bound.
-        ValueError: unknown ``init``.
+        UsageError: a value below its bound, or an unknown ``init``.
 
     Source: Rastegari et al., XNOR-Net (arXiv 1603.05279), without its scaling factors, in the form of Suarez-Ramirez
     et al. (arXiv 2104.05124). An odd row of padding goes to the top left, as torch does it, not to the bottom right.

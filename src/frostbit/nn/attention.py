@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostbit.nn.functional import Dense, quantized_map
-from frostbit.nn.layers import BinaryLayer, Linear, WeightScale
-from frostbit.quantizers import Quantizer, Spec, resolve
+from frostbit.nn.layers import BinaryLayer, Linear
+from frostbit.quantizers import Quantizer
 
 
 class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
@@ -21,32 +22,17 @@ class MultiheadAttention(BinaryLayer, nn.MultiheadAttention):
     ``in_proj_weight`` (or ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight`` for differing widths).
     """
 
-    def set_binary(
-        self,
-        weight_quantizer: Spec = "ste_clip",
-        input_quantizer: Spec = "ste_clip",
-        weight_scale: WeightScale = None,
-        pad_value: float = 0.0,
-        latent_clip: float | None = None,
-        accumulator_bits: int | None = None,
-    ) -> None:
+    def set_binary(self, **binary: Any) -> None:
         """Set the binary side of the projections; ``out_proj`` is set only where it is not binary yet."""
-        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
+        super().set_binary(**binary)
         self.projection_quantizers = nn.ModuleDict().train(self.training)
         if not self._qkv_same_embed_dim and self.weight_quantizer is not None:
             for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 self.projection_quantizers[name] = copy.deepcopy(self.weight_quantizer)
             self.weight_quantizer = None
         if not isinstance(self.out_proj, BinaryLayer):
-            Linear.from_float(
-                self.out_proj,
-                weight_quantizer=weight_quantizer,
-                input_quantizer=resolve(input_quantizer),
-                weight_scale=weight_scale,
-                pad_value=pad_value,
-                latent_clip=latent_clip,
-                accumulator_bits=accumulator_bits,
-            )
+            # it reads another tensor: a quantizer of its own
+            Linear.from_float(self.out_proj, **binary | {"input_quantizer": copy.deepcopy(self.input_quantizer)})
 
     def latents(self) -> Iterator[tuple[str, nn.Parameter, Quantizer]]:
         """Yield the fused projection, or the three separate ones."""

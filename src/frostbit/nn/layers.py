@@ -56,7 +56,14 @@ class BinaryLayer(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
+        self.set_binary(
+            weight_quantizer=weight_quantizer,
+            input_quantizer=input_quantizer,
+            weight_scale=weight_scale,
+            pad_value=pad_value,
+            latent_clip=latent_clip,
+            accumulator_bits=accumulator_bits,
+        )
         self.sign_direct_()
 
     @classmethod
@@ -78,6 +85,7 @@ class BinaryLayer(nn.Module):
 
     def set_binary(
         self,
+        *,
         weight_quantizer: Spec = "ste_clip",
         input_quantizer: Spec = "ste_clip",
         weight_scale: WeightScale = None,
@@ -199,19 +207,11 @@ class Conv3d(_ConvNd, nn.Conv3d):
 class _ConvTransposeNd(BinaryLayer):
     """Shared by transposed convolutions; their weight is ``[in, out/groups, *kernel]``."""
 
-    def set_binary(
-        self,
-        weight_quantizer: Spec = "ste_clip",
-        input_quantizer: Spec = "ste_clip",
-        weight_scale: WeightScale = None,
-        pad_value: float = 0.0,
-        latent_clip: float | None = None,
-        accumulator_bits: int | None = None,
-    ) -> None:
+    def set_binary(self, **binary: Any) -> None:
         """Set the binary side; ``pad_value`` must be 0."""
-        if pad_value != 0:
-            raise UsageError(f"a transposed convolution pads nothing: pad_value must be 0, found {pad_value}")
-        super().set_binary(weight_quantizer, input_quantizer, weight_scale, pad_value, latent_clip, accumulator_bits)
+        super().set_binary(**binary)
+        if self.pad_value != 0:
+            raise UsageError(f"a transposed convolution pads nothing: pad_value must be 0, found {self.pad_value}")
 
     def scale(self) -> Tensor | None:
         """Return ``mean|w|`` per output channel and group, broadcast against ``weight``."""
@@ -255,17 +255,9 @@ class Embedding(BinaryLayer, nn.Embedding):
     The row of ``padding_idx`` gets no gradient, as in torch, and is binary like any other.
     """
 
-    def set_binary(
-        self,
-        weight_quantizer: Spec = "ste_clip",
-        input_quantizer: Spec = None,
-        weight_scale: WeightScale = None,
-        pad_value: float = 0.0,
-        latent_clip: float | None = None,
-        accumulator_bits: int | None = None,
-    ) -> None:
+    def set_binary(self, **binary: Any) -> None:
         """Set the binary side; indices have no sign, and nothing is summed: both options of that are ignored."""
-        super().set_binary(weight_quantizer, None, weight_scale, pad_value, latent_clip)
+        super().set_binary(**{**binary, "input_quantizer": None, "accumulator_bits": None})
         if self.sparse:
             raise UsageError("a binary Embedding needs dense gradients, found sparse=True")
 

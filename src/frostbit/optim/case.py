@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostbit.optim.base import FlipOptimizer
-from frostbit.optim.checks import check_maker, closest
+from frostbit.optim.checks import check_maker, check_model, closest
 from frostbit.optim.pairing import binary_weights, check_pairing
 
 #: (module that owns the parameter, the parameter's full name, the parameter) -> whether the case claims it
@@ -48,6 +48,7 @@ class CaseOptimizer(Optimizer):
     """
 
     def __init__(self, model: nn.Module, cases: Mapping[str | Predicate, Rule], default: Rule | None = None) -> None:
+        check_model("CaseOptimizer", model)
         if "default" in cases:
             raise ValueError("a case cannot be called 'default': give what all other parameters get as default=")
         rules: dict[str | Predicate, Rule] = {**({} if default is None else {"default": default}), **cases}

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 
@@ -23,6 +24,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = closest(name, names)
     return f"did you mean {close!r}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+def check_model(owner: str, model: object) -> None:
+    """Raise a ValueError unless ``model`` is one: other optimizers take its parameters in this place."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{owner} takes the model itself, a torch.nn.Module, found {type(model).__name__}")
 
 
 def check_maker(owner: str, make: Any, arguments: Mapping[str, Any]) -> None:

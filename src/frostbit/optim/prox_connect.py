@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from frostbit.optim.checks import check_maker, nearest
+from frostbit.optim.checks import check_maker, check_model, nearest
 from frostbit.optim.pairing import check_pairing
 
 Place = Literal["quantized", "latent"]
@@ -86,7 +86,7 @@ class ProxConnect(Optimizer):
         ValueError: no binary weight to move, a direct weight, a switch or a layer name that does not exist, an
             optimizer or a quantizer that is none. The model is then as it was.
 
-    Source: Lu et al., ProxConnect++ (arXiv 2402.17710); PAPERS B.1.
+    Source: Lu et al., ProxConnect++ (arXiv 2402.17710).
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class ProxConnect(Optimizer):
         keep: Sequence[str] = (),
         **options: Any,
     ) -> None:
+        check_model("ProxConnect", model)
         for switch, place in (("grad_at", grad_at), ("step_from", step_from)):
             if place not in ("quantized", "latent"):
                 raise ValueError(f"{switch} must be 'quantized' or 'latent', found {place!r}")

@@ -128,7 +128,7 @@ def decompose(
     Raises:
         UsageError: no quantizer, a hardness for one that has none, or an F or B that is not finite.
 
-    Source: Lu et al., ProxConnect++ (arXiv 2402.17710); PAPERS B.3.
+    Source: Lu et al., ProxConnect++ (arXiv 2402.17710).
     """
     if backward is not None:
         quantizer: Quantizer | None = from_pair(pair, backward, hardness)  # type: ignore[arg-type]  # a function here

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -199,7 +200,7 @@ class Quantizer(nn.Module):
             A tensor like ``x``.
         """
         if self.smooth and not (self.finished or self._hardened):
-            return self.F(x, self.hardness)
+            return _elementwise("F", self.F(x, self.hardness), x)
         y = hard(x)
         return y if scale is None else y * scale
 
@@ -229,7 +230,7 @@ class Quantizer(nn.Module):
             x: what was quantized, or what `encode` kept of it.
             overwrite: whether the result may be written into ``grad``.
         """
-        return grad * self.B(x, self.hardness)
+        return grad * _elementwise("B", self.B(x, self.hardness), x)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Quantize ``x`` (any shape); autograd sees the pair. Arguments as in `value`."""
@@ -269,10 +270,17 @@ def with_scale(grad: Tensor, quantizer: Quantizer, scale: Tensor | None) -> Tens
     return grad if factor is None else grad * factor
 
 
+def _elementwise(name: str, y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` if it has one entry for each of ``x``, or one for all: others would be broadcast without a word."""
+    if isinstance(y, Tensor) and y.dim() and y.shape != x.shape:
+        raise UsageError(f"{name} must act on each entry: expected shape {tuple(x.shape)}, found {tuple(y.shape)}")
+    return y
+
+
 def _as_hardness(value: float | None) -> Tensor | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not isinstance(value, Real) or not 0 < value < math.inf:
         raise UsageError(f"hardness must be positive and finite, found {value!r}")
     return torch.tensor(float(value))
 

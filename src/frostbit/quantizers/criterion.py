@@ -2,7 +2,8 @@
 
 A pair decomposes if ``F = T∘P`` and ``B = T'∘P`` with P a proximal map (monotone, compact-valued, closed graph).
 Training with it is then ProxConnect on the loss ``ℓ∘T``, whose guarantee carries over. That is so iff F and B are
-functions of ``P(w) = ∫ dF/B`` and this P is monotone (PAPERS B.3).
+functions of ``P(w) = ∫ dF/B`` and this P is monotone (Lu et al., arXiv
+2402.17710).
 """
 
 from __future__ import annotations

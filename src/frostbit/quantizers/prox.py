@@ -31,7 +31,7 @@ class ProxLinear(Quantizer):
     Raises:
         UsageError: a share outside [0, 1), or a hardness where both shares are fixed.
 
-    Source: Dockhorn et al. 2021 (ProxConnect); PAPERS B.2.
+    Source: Dockhorn et al. 2021 (ProxConnect).
     """
 
     default_hardness: ClassVar[float | None] = 1.0
@@ -88,7 +88,7 @@ class PARQ(ProxLinear):
     Args:
         hardness: the slope h ≥ 1, 1 by default.
 
-    Source: Jin et al., PARQ, for one bit; PAPERS B.2.
+    Source: Jin et al., PARQ, for one bit.
     """
 
     def __init__(self, hardness: float | None = None) -> None:
@@ -106,7 +106,7 @@ class BinaryRelax(ProxLinear):
             BinaryRelax. Rules that step from the quantized weight need the latter under ``weight_scale``: cut off at
             ``mean|w|`` again and again, weights shrink to the smallest of them.
 
-    Source: Yin et al. 2018 (BinaryRelax); PAPERS B.2.
+    Source: Yin et al. 2018 (BinaryRelax).
     """
 
     def __init__(self, hardness: float | None = None, bounded: bool = True) -> None:

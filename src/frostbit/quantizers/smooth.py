@@ -126,7 +126,7 @@ class Tanh(Steep):
 class SmoothApproxSign(Steep):
     """``F = z(2 − |z|)`` with ``z = clip(μx, −1, 1)``, ``B = μ(2 − 2|μx|)₊``: the forward that `ApproxSign` lacks.
 
-    With its B, the derivative of this F, it decomposes (PAPERS B.3). Hardness is μ, 1 by default.
+    With its B, the derivative of this F, it decomposes (`frostbit.quantizers.decompose`). Hardness is μ, 1 by default.
     Source: Liu et al., Bi-Real Net (arXiv 1808.00278), which uses B with the sign.
     """
 
@@ -147,7 +147,7 @@ class SmoothEDE(Tanh):
     """``F = k·tanh(t·x)``, ``B = k·t·(1 − tanh²(t·x))``, ``k = max(1/t, 1)``: the forward that `EDE` lacks.
 
     Hardness is t, 1 by default. Below 1 the forward is close to x and exceeds ±1; it is the sign in the limit.
-    Source: Qin et al., IR-Net (arXiv 1909.10788), which uses B with the sign; PAPERS B.3.
+    Source: Qin et al., IR-Net (arXiv 1909.10788), which uses B with the sign.
     """
 
     default_hardness: ClassVar[float | None] = 1.0

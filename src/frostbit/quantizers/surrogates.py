@@ -20,7 +20,7 @@ def swish_sign_derivative(x: Tensor, mu: Tensor | float) -> Tensor:
     Returns:
         A tensor like ``x``; its value at 0 is μ, and it is negative beyond ``|μx| ≈ 2.4``.
 
-    Source: Darabi et al., BNN+ (arXiv 1812.11800); PAPERS: SS'_μ.
+    Source: Darabi et al., BNN+ (arXiv 1812.11800).
     """
     z = (_wide(x) * mu).clamp(-30, 30)  # cosh(30) is far below float32's range, and SS' there is below 1e-11·μ
     return (mu * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))).to(x.dtype)
