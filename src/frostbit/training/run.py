@@ -28,6 +28,7 @@ from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json,
 from frostbit.training.module import TrainingModule
 from frostbit.training.provenance import git_state, hardware, versions
 from frostbit.training.recipe import Recipe
+from frostbit.training.record import sawtooth_amplitude
 from frostbit.training.resolve import flatten, read_yaml, resolve, to_dict
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
@@ -172,6 +173,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "seconds_evaluating": round(module.seconds_evaluating, 2),
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
+        "sawtooth": sawtooth_amplitude(module.record.steps, windows(built)),
         "curve": curve,
         "warnings": [row["text"] for row in module.record.warnings],
         "final": final,
