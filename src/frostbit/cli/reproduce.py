@@ -14,7 +14,7 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.files import read_json, write_atomically
-from frostbit.training.resolve import read_recipe_file
+from frostbit.training.recipe_file import read_recipe_file
 
 
 def run(argv: Sequence[str]) -> int:

@@ -13,7 +13,9 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, at_scale, changed, flatten, overlay, read_recipe_file, resolve
+from frostbit.training.recipe_file import at_scale, read_recipe_file
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import Flat, changed, flatten, overlay
 
 
 def run(argv: Sequence[str]) -> int:

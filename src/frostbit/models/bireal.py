@@ -63,8 +63,8 @@ class BiRealNet(ResNet):
     ``approx_sign`` inputs and keeps the stem, the 1x1 convolutions of shortcuts and the linear layer real. Batch norms
     have momentum 0.2 and an epsilon of 1e-3; weights are drawn by Glorot's normal rule.
 
-    As a float network it is next to linear. ``activation="hardtanh"`` puts clip(x, -1, 1) in the quantizers' places: the
-    network that Liu et al. train before they make it binary. Parameters have the same names, so either loads the other's.
+    As a float network it is next to linear. ``activation="hardtanh"`` puts clip(x, -1, 1) in the quantizers' places,
+    which is what Liu et al. train before they make it binary. Either form loads the other's parameters.
     """
 
     #: read by `binarize_`

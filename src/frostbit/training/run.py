@@ -28,8 +28,10 @@ from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json,
 from frostbit.training.module import TrainingModule
 from frostbit.training.provenance import git_state, hardware, versions
 from frostbit.training.recipe import Recipe
+from frostbit.training.recipe_file import read_yaml
 from frostbit.training.record import sawtooth_amplitude
-from frostbit.training.resolve import flatten, read_yaml, resolve, to_dict
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import flatten, to_dict
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
 
