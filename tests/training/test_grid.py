@@ -41,7 +41,7 @@ def test_arms_are_spanned_last_axis_fastest_and_win_over_their_points(tmp_path):
     assert arms["bwn-forward"] == {
         "method": "stompp-bwn", "progression.tail": 2, "progression.order": "forward", "progression.refresh": 7
     }  # fmt: skip
-    assert arms["lr-1e-3"] == {"optimizer.lr": 0.001, "train.epochs": 9}
+    assert arms["lr-1e-3"] == {"optimizer.lr": "1e-3", "train.epochs": 9}
     assert arms["lr-0.05"] == {"optimizer.lr": 0.05, "train.epochs": 9}
 
 

@@ -62,7 +62,7 @@ def _points(axis: Any, where: str, names: list[str] | None) -> dict[str, Setting
         if len(labels) != len(columns[0]) or len(set(labels)) < len(labels):
             raise UsageError(f"{where} must list {len(set(labels))} values, one a point, found {len(columns[0])}")
         rows = zip(*columns, strict=True)
-        return {label: dict(zip(axis, map(_value, row), strict=True)) for label, row in zip(labels, rows, strict=True)}
+        return {label: dict(zip(axis, row, strict=True)) for label, row in zip(labels, rows, strict=True)}
     if isinstance(axis, Mapping) and axis and all(isinstance(value, Mapping) for value in axis.values()):
         points = {_label(label): dict(settings) for label, settings in axis.items()}
         for label in points:
@@ -75,11 +75,6 @@ def _points(axis: Any, where: str, names: list[str] | None) -> dict[str, Setting
 def _label(value: Any) -> str:
     """Return a value as it stands in a name: as written, or shortest."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _value(value: Any) -> Any:
-    """Return a number for what YAML takes for text because it lacks a point: 1e-8."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value) else value
 
 
 def expand(arms: Mapping[str, Any], axes: Axes, where: str) -> dict[str, tuple[str, dict[str, str]]]:

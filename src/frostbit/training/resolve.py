@@ -142,7 +142,7 @@ def _settle(recipe: Recipe) -> None:
             recipe.progression.start = recipe.progression.end = None
     if recipe.schedule.name == "step" and not recipe.schedule.milestones:
         raise UsageError("schedule.milestones must list the epochs of a step schedule, found none")
-    _choice("train.strategy", recipe.train.strategy, ("auto", "ddp"))
+    _choice("train.strategy", recipe.train.strategy, ("auto", "ddp", "fsdp"))
     _choice("train.accelerator", recipe.train.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     if recipe.progression is not None and recipe.binarize is None:
         raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")

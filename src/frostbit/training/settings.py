@@ -171,6 +171,7 @@ def changed(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
         for name in [*before, *(set(after) - set(before))]
         if before.get(name) != after.get(name)
         and name not in _RUNTIME
+        and not name.startswith("paper")  # says nothing of the run
         and not (name in _FILLED and after.get(name) is None)
     }
 
@@ -179,6 +180,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as plain nested data, without its arms, scales and seeds, as results store it."""
     data = dataclasses.asdict(recipe)
     del data["arms"], data["scales"], data["seeds"]
+    if data["paper"]:
+        del data["paper"]["verdict"]  # comes after the results
     # plain data has no tuples, and what is read back from a file must compare equal
     for section, field in (("optimizer", "betas"), ("progression", "soft_hardness")):
         if data[section] and data[section][field] is not None:
