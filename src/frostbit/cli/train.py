@@ -93,7 +93,8 @@ def check_vacant(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         UsageError: the folder holds a run, finished or not.
     """
     # the other processes of a distributed run find the folder that the first one made for all of them
-    if os.environ.get("LOCAL_RANK", "0") != "0" or not (folder / "config.yaml").exists():
+    later = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    if later or not (folder / "config.yaml").exists():
         return
     if overwrite:
         shutil.rmtree(folder)
