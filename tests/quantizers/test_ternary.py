@@ -79,8 +79,9 @@ def test_stompp_freezes_to_three_values(ste):
 def test_three_values_are_never_taken_for_one_bit(frozen, tmp_path):
     model, x = network()
     if frozen:
-        progression = fb.StoMPP(model, total_steps=1)
-        progression.step()
+        progression = fb.StoMPP(model, total_steps=2)
+        for _ in range(2):
+            progression.step()
     for export in (fb.deploy.save, fb.deploy.export_onnx, fb.deploy.export_qonnx):
         with pytest.raises(UsageError, match=r"has three values \(Ternary\), which one bit cannot hold"):
             export(model, x, tmp_path / "file")
