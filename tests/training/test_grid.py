@@ -85,6 +85,7 @@ REFUSED = {
     "lengths": (changed(grid={"a": {"optimizer.lr": [1, 2], "train.epochs": [1]}}), "as many values for each setting"),
     "empty": (changed(grid={"a": {"optimizer.lr": []}}), "as many values for each setting, at least one"),
     "no axis": (changed(grid={"a": [1, 2]}), "axis 'a' must be {setting: [values]} or {point: {settings}}"),
+    "no grid at all": ({"name": "a", "arms": {"{order}": {}}}, "grid has no axis 'order'"),
     "no grid": (changed(grid=3), "grid must hold axes, found 3"),
     "equal values": (changed(grid={"a": {"optimizer.lr": [1, 1]}}), "must list 1 values, one a point, found 2"),
     "unknown setting": (

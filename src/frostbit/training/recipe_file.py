@@ -80,7 +80,8 @@ def read_recipe_file(path: str | Path) -> Flat:
             scale_axes.setdefault(scale, {}).update(read_axes(settings.pop("grid", {}), where, axes))
             scales[scale] = overlay(scales.get(scale, {}), flatten(settings, where))
     stated = overlay(*layers, {"scales": scales} if scales else {})
-    return span(stated, axes, scale_axes, str(path)) if axes else stated
+    spans = axes or any("{" in str(arm) for arm in stated.get("arms") or {})
+    return span(stated, axes, scale_axes, str(path)) if spans else stated
 
 
 def at_scale(stated: Flat, scale: str | None) -> Flat:
