@@ -101,7 +101,9 @@ def expand(arms: Mapping[str, Any], axes: Axes, where: str) -> dict[str, tuple[s
                 raise UsageError(f"{where}: grid has no axis {name!r}, as in arm {written!r}: {nearest(name, axes)}")
         for labels in itertools.product(*(axes[name] for name in names)):
             point = dict(zip(names, labels, strict=True))
-            arm = _PLACE.sub(lambda place, point=point: point[place[1]], str(written))
+            arm = str(written)
+            for name, label in point.items():
+                arm = arm.replace(f"{{{name}}}", label)
             if arm in found:
                 raise UsageError(f"{where} has two arms named {arm!r}")
             found[arm] = (str(written), point)

@@ -111,8 +111,8 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequen
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # torchrun's word for the number of machines
     if config.strategy == "fsdp":
         check_sharding(recipe)
-        sizes = {"data_parallel_size": config.devices * nodes, "tensor_parallel_size": 1}
-        strategy = ModelParallelStrategy(**sizes, save_distributed_checkpoint=False)
+        world = config.devices * nodes
+        strategy = ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif config.strategy == "ddp" or config.devices * nodes > 1:
         # frozen units leave the backward pass, so their parameters have no gradient
         strategy = DDPStrategy(find_unused_parameters=recipe.progression is not None)
