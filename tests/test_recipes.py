@@ -10,7 +10,7 @@ from frostbit.checkpoints import find_checkpoint
 from frostbit.cli.compare import arm_recipes
 from frostbit.progression import SCHEDULES
 from frostbit.training.build import make_net
-from frostbit.training.resolve import at_scale, read_recipe_file
+from frostbit.training.recipe_file import at_scale, read_recipe_file
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 

@@ -42,7 +42,8 @@ def layer_macs(graph: Graph) -> dict[str, tuple[bool, int]]:
         if call.out_shape is None or call.in_shape is None or isinstance(module, _NO_MACS):
             continue
         name = call.name if module is not None else f"{call.name}()"
-        binary = isinstance(module, BinaryLayer) and any(True for _ in module.latents())
+        weights = list(module.latents()) if isinstance(module, BinaryLayer) else []
+        binary = bool(weights) and all(quantizer.binary for _, _, quantizer in weights)
         if isinstance(module, nn.MultiheadAttention):
             batched = len(call.in_shape) == 3
             tokens = call.in_shape[1 if batched and module.batch_first else 0]

@@ -12,7 +12,7 @@ from torch import nn
 from frostbit.counting import layer_macs
 from frostbit.errors import UsageError
 from frostbit.graph import default_example, trace
-from frostbit.units import binary_parameters
+from frostbit.nn import BinaryLayer
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Summary:
     rows: list[Row]
     note: str = ""
 
-    def _total(self, field: str, binary: bool | None = None) -> int:
-        return sum(getattr(row, field) for row in self.rows if binary is None or (row.bits == 1) == binary)
+    def _total(self, field: str, *bits: int) -> int:
+        return sum(getattr(row, field) for row in self.rows if not bits or row.bits in bits)
 
     @property
     def binary_parameters(self) -> int:
         """Number of 1-bit parameters."""
-        return self._total("parameters", True)
+        return self._total("parameters", 1)
 
     @property
     def real_parameters(self) -> int:
         """Number of 32-bit parameters and running statistics."""
-        return self._total("parameters", False)
+        return self._total("parameters", 32)
 
     @property
     def bytes(self) -> int:
@@ -67,12 +67,12 @@ class Summary:
     @property
     def binary_macs(self) -> int:
         """Multiply-accumulates of one sample with binary weights."""
-        return self._total("macs", True)
+        return self._total("macs", 1)
 
     @property
     def real_macs(self) -> int:
-        """Multiply-accumulates of one sample with real weights."""
-        return self._total("macs", False)
+        """Multiply-accumulates of one sample with weights that are not ±1."""
+        return self._total("macs", 2, 32)
 
     def __str__(self) -> str:
         width = max([len(row.name) for row in self.rows] + [5])
@@ -84,9 +84,11 @@ class Summary:
                 f"{row.bytes:>10,} {row.macs:>13,}"
             )
         share = self.binary_macs / max(self.binary_macs + self.real_macs, 1)
+        ternary = self._total("parameters", 2)
         lines += [
             "-" * len(head),
-            f"1-bit parameters {self.binary_parameters:,}   32-bit {self.real_parameters:,}",
+            f"1-bit parameters {self.binary_parameters:,}   {f'2-bit {ternary:,}   ' if ternary else ''}"
+            f"32-bit {self.real_parameters:,}",
             f"{'bytes counted' if self.note else 'bytes packed'} {self.bytes:,}, "
             f"{self.float_bytes / max(self.bytes, 1):.1f} times smaller than {self.float_bytes:,} in float32",
             f"binary MACs {self.binary_macs:,}   real {self.real_macs:,}   ({share:.1%} binary)",
@@ -131,7 +133,8 @@ def summary(
 def _count(model: nn.Module, example_input: Any) -> list[Row]:
     """Return the layers with the bytes of their parameters as they are, binary ones at one bit."""
     macs = layer_macs(trace(model, example_input))
-    latents = {id(parameter) for _, parameter in binary_parameters(model)}
+    quantized = (layer.latents() for layer in model.modules() if isinstance(layer, BinaryLayer))
+    width = {id(parameter): 1 if quantizer.binary else 2 for layer in quantized for _, parameter, quantizer in layer}
     rows: dict[str, Row] = {}
     seen: set[int] = set()  # tied parameters are stored once
     for path, module in model.named_modules():
@@ -139,13 +142,14 @@ def _count(model: nn.Module, example_input: Any) -> list[Row]:
         own = [p for p in parameters if id(p) not in seen]
         seen |= {id(p) for p in own}
         statistics = [b for b in module.buffers(recurse=False) if b.is_floating_point()]
-        bits = [p.numel() for p in own if id(p) in latents]
-        real = sum(p.numel() for p in own if id(p) not in latents) + sum(b.numel() for b in statistics)
+        latents = [p for p in own if id(p) in width]
+        real = sum(p.numel() for p in own if id(p) not in width) + sum(b.numel() for b in statistics)
         count = macs.get(path, (False, 0))[1]
         kind = type(module).__name__
-        if any(id(p) in latents for p in parameters):
-            packed = sum(math.ceil(n / 8) for n in bits)
-            rows[path] = Row(path, kind, 1, sum(bits), packed, count)
+        bits = max((width[id(p)] for p in parameters if id(p) in width), default=32)
+        if bits < 32:
+            packed = sum(math.ceil(bits * p.numel() / 8) for p in latents)
+            rows[path] = Row(path, kind, bits, sum(p.numel() for p in latents), packed, count)
             if real:
                 rows[f"{path} (bias)"] = Row(f"{path} (bias)", kind, 32, real, 4 * real, 0)
         elif real or count:

@@ -7,6 +7,7 @@ import pytest
 from frostbit.analysis import Section, differences_by_value, figures, markdown, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table
 from frostbit.analysis.tables import cells
+from frostbit.training.record import sawtooth_amplitude
 
 
 def result(arm, raw, recalibrated=0.0, train=0.0, seconds=1.0, curve=()):
@@ -44,9 +45,9 @@ def test_amplitude_is_the_median_drop_in_the_first_tenth_of_windows():
     accuracy = {0: 0, 90: 50, 100: 60, 105: 45, 110: 40, 150: 20, 200: 70, 210: 66, 300: 80, 310: 80}
     steps = [{"step": step, "train_acc": value} for step, value in accuracy.items()]
     windows = [("a", 100, 200), ("b", 200, 300), ("c", 300, 400)]
-    assert figures.sawtooth_amplitude(steps, windows) == 4  # drops of 20, 4 and 0
-    assert figures.sawtooth_amplitude(steps, []) is None
-    assert figures.sawtooth_amplitude([], windows) is None
+    assert sawtooth_amplitude(steps, windows) == 4  # drops of 20, 4 and 0
+    assert sawtooth_amplitude(steps, []) is None
+    assert sawtooth_amplitude([], windows) is None
 
 
 def lines(axes):

@@ -130,7 +130,13 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
         "train.epochs": 100,
         "arms": {"ste": {"method": "ste"}, "float": {"method": "float"}},
         "scales": {"cpu": {"train.eval_every": 7, "seeds": [0, 1]}},
-        "paper": {"figure": "A against B", "standing": "V", "source": "a paper", "values": {"ste": 51.5}},
+        "paper": {
+            "figure": "A against B " * 9,
+            "standing": "V",
+            "source": "a paper",
+            "values": {"ste": 51.5},
+            "verdict": {"cpu": "agrees in sign " * 9, "full": "of a scale that was not run"},
+        },
     }
     (workplace / "recipes").mkdir()
     (workplace / "recipes" / "table-1.yaml").write_text(yaml.safe_dump(table))
@@ -138,6 +144,8 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
     frostbit("reproduce --list")
     listed = capsys.readouterr().out
     assert "A against B" in listed
+    assert "not run: full, cpu" in listed
+    assert "agrees" not in listed
     assert "aside" not in listed
     frostbit("reproduce table-1 --scale cpu --quiet --arms ste", SMALL)
     runs = [json.loads(path.read_text()) for path in sorted((workplace / "results" / "table-1-cpu").glob("*.json"))]
@@ -147,10 +155,21 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
     ]
     mean = sum(run["final"]["recalibrated"] for run in runs) / 2
     frostbit("reproduce --list")
-    assert f"ste {mean:.1f}" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert f"cpu, {runs[0]['date']}: ste {mean:.1f} ±" in listed
+    assert "(standing V)" in listed
+    assert "not run: full\n" in listed
+    assert "verdict: agrees in sign" in listed
+    assert "was not run" not in listed
+    assert max(map(len, listed.splitlines())) <= 80
+    # a verdict comes after the runs, and makes no other runs of them
+    table["paper"]["verdict"]["cpu"] = "does not agree"
+    (workplace / "recipes" / "table-1.yaml").write_text(yaml.safe_dump(table))
+    frostbit("reproduce table-1 --scale cpu --quiet --arms ste", SMALL)
     frostbit("reproduce --table")
     page = (workplace / "results" / "README.md").read_text()
     assert f"| ste | 51.5 | {mean:.1f} ±" in page
+    assert "Verdict: does not agree." in page
     assert runs[0]["date"] in page
     capsys.readouterr()
     frostbit("reproduce tabel-1", code=2)

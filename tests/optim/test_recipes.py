@@ -14,7 +14,8 @@ from frostbit.training.files import load_tensors
 from frostbit.training.module import TrainingModule
 from frostbit.training.optimizers import make_hyper_schedule, make_optimizer
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import flatten, resolve, to_dict
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import flatten, to_dict
 
 TINY: dict[str, Any] = {
     "name": "tiny",

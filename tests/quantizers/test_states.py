@@ -74,6 +74,10 @@ def every_state() -> Iterator[tuple[str, Quantizer]]:
     ):
         yield f"masked {stage} {ste} {drop}", masked(stage, ste, drop)
     yield "masked tanh", masked("mixed", "swish_sign", soft=Tanh())
+    for stage, ste in itertools.product(("soft", "mixed", "hard"), (None, "ste_clip")):
+        quantizer = masked(stage, ste)
+        quantizer.frozen = quantizers.create("ternary")
+        yield f"masked ternary {stage} {ste}", quantizer
 
 
 STATES = dict(every_state())

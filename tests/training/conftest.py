@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import flatten, resolve
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import flatten
 
 TINY = {
     "name": "tiny",

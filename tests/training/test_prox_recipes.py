@@ -11,8 +11,10 @@ from frostbit.cli.compare import arm_recipes
 from frostbit.evaluation import is_hard
 from frostbit.training.build import build, make_net
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import at_scale, differences, flatten, read_recipe_file, resolve, to_dict
+from frostbit.training.recipe_file import at_scale, read_recipe_file
+from frostbit.training.resolve import resolve
 from frostbit.training.run import load_run, train
+from frostbit.training.settings import differences, flatten, to_dict
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 NAMES = sorted(path.stem for pattern in ("prox-*", "parq-*") for path in RECIPES.glob(f"{pattern}.yaml"))

@@ -9,18 +9,9 @@ import yaml
 from frostbit.errors import UsageError
 from frostbit.training.methods import METHODS
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import (
-    SETTINGS,
-    at_scale,
-    changed,
-    differences,
-    flatten,
-    overlay,
-    read_recipe_file,
-    read_yaml,
-    resolve,
-    to_dict,
-)
+from frostbit.training.recipe_file import at_scale, read_recipe_file, read_yaml
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import SETTINGS, changed, differences, flatten, overlay, to_dict
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,8 +12,9 @@ import torch
 
 from frostbit.training import files, run
 from frostbit.training.module import TrainingModule
-from frostbit.training.resolve import flatten, resolve
+from frostbit.training.resolve import resolve
 from frostbit.training.run import resume, train
+from frostbit.training.settings import flatten
 
 from .conftest import TINY
 

@@ -16,8 +16,8 @@ from frostbit.training.health import first_not_finite
 from frostbit.training.module import TrainingModule
 from frostbit.training.optimizers import lr_factor, make_optimizer
 from frostbit.training.recipe import ScheduleConfig
-from frostbit.training.resolve import changed
 from frostbit.training.run import load_run, read_config, train
+from frostbit.training.settings import changed
 
 
 def rows(path):

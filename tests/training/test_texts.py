@@ -14,8 +14,9 @@ from frostbit.training.build import build
 from frostbit.training.evaluate import score
 from frostbit.training.module import TrainingModule
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import flatten, resolve
+from frostbit.training.resolve import resolve
 from frostbit.training.run import load_run, resume, train
+from frostbit.training.settings import flatten
 from tests.texts import write_checkpoint, write_sst2, write_vocabulary
 
 from .test_resume import run_and_die, same, traces

@@ -121,30 +121,6 @@ def flip_layers(steps: Sequence[Row]) -> list[str]:
     return [key.partition("/")[2] for key in (steps[0] if steps else {}) if key.startswith("flips/")]
 
 
-def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Window]) -> float | None:
-    """Return the median drop of training accuracy in the first tenth of a window, in points.
-
-    The drop is the accuracy recorded last before the window opens minus the lowest one recorded in the
-    window's first tenth (its first record if the tenth holds none).
-
-    Args:
-        steps: rows with ``step`` and ``train_acc``.
-        windows: ``(unit, first step, step after the last)``.
-
-    Returns:
-        The median, ``None`` if no window has records on both sides of its border.
-    """
-    drops = []
-    for _, start, stop in windows:
-        before = [row["train_acc"] for row in steps if row["step"] <= start]
-        inside = [row for row in steps if start < row["step"] <= stop]
-        if not before or not inside:
-            continue
-        early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
-        drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
-    return statistics.median(drops) if drops else None
-
-
 def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
     """Return a figure as PNG."""
     buffer = io.BytesIO()

@@ -20,7 +20,8 @@ from frostbit.registry import nearest
 from frostbit.training.files import read_json, write_atomically, write_json
 from frostbit.training.methods import METHODS
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, changed, differences, flatten, overlay, resolve, to_dict
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import Flat, changed, differences, flatten, overlay, to_dict
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
-from frostbit.training.resolve import SECTIONS, SETTINGS, Flat, describe, nearest_setting
+from frostbit.training.settings import SECTIONS, SETTINGS, Flat, describe, nearest_setting
 
 SHORT = {
     "method": "method",

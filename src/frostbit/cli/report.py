@@ -13,6 +13,7 @@ from frostbit.analysis import Section, differences_by_value, figures, page, summ
 from frostbit.analysis.page import image, links, preformatted, table, text
 from frostbit.analysis.tables import HEADINGS, cells
 from frostbit.training.files import read_json, write_atomically
+from frostbit.training.record import sawtooth_amplitude
 
 Result = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def inside_section(folder: Path, result: Result) -> Section | None:
     png = figures.to_png(figures.sawtooth(steps, result["windows"]))
     write_atomically(folder / "inspect.png", png)
     body = image(png, f"Training of {result['arm']}, seed {result['seed']}, step by step.")
-    amplitude = figures.sawtooth_amplitude(steps, result["windows"])
+    amplitude = sawtooth_amplitude(steps, result["windows"])
     if amplitude is not None:
         drop = f"Median drop of train accuracy in the first tenth of a window: {amplitude:.1f} points."
         body = text(drop) + body

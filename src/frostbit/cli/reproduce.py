@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from frostbit.analysis.tables import HEADINGS, ArmSummary, cells, markdown, summarize
@@ -14,7 +14,7 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.files import read_json, write_atomically
-from frostbit.training.resolve import read_recipe_file
+from frostbit.training.recipe_file import read_recipe_file
 
 
 def run(argv: Sequence[str]) -> int:
@@ -99,20 +99,35 @@ def _measured(name: str, scales: Sequence[str], order: Sequence[str], results: P
 
 
 def show(tables: Sequence[Table]) -> None:
-    """Print the list."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    grid = Grid(box=None, padding=(0, 2, 0, 0))
-    for heading in ("recipe", "published", "", "measured here: arm mean ± sd", "scale", "date"):
-        grid.add_column(heading, overflow="fold", no_wrap=heading in ("scale", "date"))
+    """Print the list, for a terminal of 80 columns."""
     for table in tables:
-        first = (table.name, str(table.paper.get("figure", "")), str(table.paper.get("standing", "")))
-        none = Measured(f"({' '.join(table.scales)})", [], "")
-        for number, measured in enumerate(table.measured or [none]):
-            figures = ", ".join(f"{arm.arm} {arm.recalibrated}" for arm in measured.arms) or "-"
-            grid.add_row(*(first if number == 0 else ("", "", "")), figures, measured.scale, measured.date)
-    Console(width=None if sys.stdout.isatty() else 120).print(grid)
+        print(f"{table.name}  (standing {table.paper.get('standing', '-')})")
+        _say("published", str(table.paper.get("figure", "-")))
+        for measured in table.measured:
+            _say(f"{measured.scale}, {measured.date}", figures(measured.arms, table.paper.get("values") or {}))
+            verdict = (table.paper.get("verdict") or {}).get(measured.scale)
+            if verdict:
+                _say("verdict", verdict)
+        missing = [scale for scale in table.scales if scale not in [measured.scale for measured in table.measured]]
+        if missing:
+            _say("not run", ", ".join(missing))
+
+
+def _say(what: str, text: str) -> None:
+    print(fill(f"{what}: {text}", 80, initial_indent="  ", subsequent_indent="      ", break_long_words=False))
+
+
+_MANY = 12
+
+
+def figures(arms: Sequence[ArmSummary], published: Mapping[str, Any]) -> str:
+    """Return arms and accuracies in one line; of many arms, the published ones, the worst and the best."""
+    said = {arm.arm: f"{arm.arm} {arm.recalibrated}" for arm in arms}
+    if len(arms) <= _MANY:
+        return ", ".join(said.values())
+    ranked = sorted(arms, key=lambda arm: arm.recalibrated.mean)
+    parts = [said[name] for name in said if name in published]
+    return ", ".join([f"{len(arms)} arms", *parts, f"worst {said[ranked[0].arm]}", f"best {said[ranked[-1].arm]}"])
 
 
 _HEADINGS = (HEADINGS[0], "published %", *HEADINGS[1:])
@@ -138,6 +153,9 @@ def page(tables: Sequence[Table]) -> str:
             )
             rows = [(arm.arm, str(values.get(arm.arm, "-")), *cells(arm)[1:]) for arm in measured.arms]
             parts.append(f"`{command}`, {measured.date}:\n\n{markdown(_HEADINGS, rows)}")
+            verdict = (paper.get("verdict") or {}).get(measured.scale)
+            if verdict:
+                parts.append(f"Verdict: {verdict}.\n")
         if not table.measured:
             parts.append(f"Not run yet; scales: {', '.join(table.scales)}.\n")
     return "\n".join(parts)

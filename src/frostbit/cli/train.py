@@ -13,7 +13,9 @@ from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, at_scale, changed, flatten, overlay, read_recipe_file, resolve
+from frostbit.training.recipe_file import at_scale, read_recipe_file
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import Flat, changed, flatten, overlay
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,7 +93,8 @@ def check_vacant(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         UsageError: the folder holds a run, finished or not.
     """
     # the other processes of a distributed run find the folder that the first one made for all of them
-    if os.environ.get("LOCAL_RANK", "0") != "0" or not (folder / "config.yaml").exists():
+    later = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    if later or not (folder / "config.yaml").exists():
         return
     if overwrite:
         shutil.rmtree(folder)

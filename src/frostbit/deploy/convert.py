@@ -48,6 +48,10 @@ def convert(model: nn.Module) -> nn.Module:
 
 def pack(model: nn.Module) -> nn.Module:
     """Do what `convert` does, without a word about units that are not binary yet."""
+    for path, module in model.named_modules():
+        if isinstance(module, Quantizer) and not module.binary:
+            kind = type(getattr(module, "frozen", None) or module).__name__
+            raise UsageError(f"{path!r} has three values ({kind}), which one bit cannot hold: only ±1 can be packed")
     result = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), hardened(result):
         result.__dict__.pop("_frostbit_units", None)

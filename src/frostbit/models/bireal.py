@@ -5,12 +5,13 @@ Liu et al., *Bi-Real Net* (arXiv 1808.00278), in the form of Suarez-Ramirez et a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from frostbit.models.factory import MODELS
 from frostbit.models.resnet import ResNet
+from frostbit.registry import check_choice
 
 
 class BiRealUnit(nn.Module):
@@ -25,9 +26,12 @@ class BiRealUnit(nn.Module):
     """
 
     expansion = 1
+    #: what stands before the 3x3 convolution of a float network, see `BiRealNet`
+    activation: type[nn.Module] = nn.Identity
 
     def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
         super().__init__()
+        self.act = self.activation()
         self.conv = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.downsample = None
@@ -41,8 +45,14 @@ class BiRealUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to ``[N, width, ⌈H/stride⌉, ⌈W/stride⌉]``."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out: Tensor = self.bn(self.conv(x)) + shortcut
+        out: Tensor = self.bn(self.conv(self.act(x))) + shortcut
         return out
+
+
+class ClippedBiRealUnit(BiRealUnit):
+    """The same with clip(x, -1, 1) before the convolution."""
+
+    activation = nn.Hardtanh
 
 
 class BiRealNet(ResNet):
@@ -52,17 +62,24 @@ class BiRealNet(ResNet):
     the 3x3 convolutions, and the pooling of the ImageNet stem. Left to its defaults, `binarize_` gives it
     ``approx_sign`` inputs and keeps the stem, the 1x1 convolutions of shortcuts and the linear layer real. Batch norms
     have momentum 0.2 and an epsilon of 1e-3; weights are drawn by Glorot's normal rule.
+
+    As a float network it is next to linear. ``activation="hardtanh"`` puts clip(x, -1, 1) in the quantizers' places,
+    which is what Liu et al. train before they make it binary. Either form loads the other's parameters.
     """
 
     #: read by `binarize_`
     binarize_defaults: ClassVar[dict[str, Any]] = {"keep": "first_last_downsample", "input": "approx_sign"}
 
-    def __init__(self, name: str, depths: tuple[int, ...], **options: Any) -> None:
-        super().__init__(name, BiRealUnit, depths, **options)
+    def __init__(self, name: str, depths: tuple[int, ...], activation: str, **options: Any) -> None:
+        check_choice("activation", activation, _UNITS)
+        super().__init__(name, _UNITS[activation], depths, **options)
         self.relu = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum, module.eps = 0.2, 1e-3
+
+
+_UNITS: dict[str, type[BiRealUnit]] = {"identity": BiRealUnit, "hardtanh": ClippedBiRealUnit}
 
 
 def _register(name: str, depths: tuple[int, ...]) -> None:
@@ -75,10 +92,12 @@ def _register(name: str, depths: tuple[int, ...]) -> None:
         width: int | None = None,
         stem: str | None = None,
         init: str = "glorot_normal",
+        activation: Literal["identity", "hardtanh"] = "identity",
     ) -> BiRealNet:
         return BiRealNet(
             name,
             depths,
+            activation,
             width=64 if width is None else width,
             num_classes=num_classes,
             input_size=input_size,

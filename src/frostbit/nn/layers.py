@@ -112,6 +112,9 @@ class BinaryLayer(nn.Module):
         if accumulator_bits is not None and (self.weight_quantizer is None or self.input_quantizer is None):
             real = "weight" if self.weight_quantizer is None else "input"
             raise UsageError(f"accumulator_bits={accumulator_bits} is for sums of ±1 products: the {real} is real here")
+        both = self.weight_quantizer, self.input_quantizer
+        if accumulator_bits is not None and not all(q is None or q.binary for q in both):
+            raise UsageError(f"accumulator_bits={accumulator_bits} is for sums of ±1 products: a ternary one may be 0")
         direct = self.weight_quantizer is not None and self.weight_quantizer.direct
         if direct and (weight_scale is not None or latent_clip is not None):
             option = "weight_scale" if weight_scale is not None else "latent_clip"

@@ -110,7 +110,8 @@ class StoMPP(Progression):
         for role, old in found:
             if old.direct:
                 raise UsageError(f"unit {unit.name!r} has a direct weight, always ±1: StoMPP needs targets=('input',)")
-            new = Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen)
+            frozen = None if old.binary else resolve(old)  # a copy: `old` leaves the model
+            new = Masked(_smooth(soft), resolve(_surrogate(ste, role)), self.drop_frozen, frozen)
             yield role, old, new.train(old.training)
 
     def _install(self, unit: Unit, role: str, old: Quantizer, new: Masked) -> None:

@@ -16,6 +16,7 @@ from frostbit.quantizers.masked import Masked
 from frostbit.quantizers.prox import PARQ, BinaryRelax, ProxLinear
 from frostbit.quantizers.smooth import Clip, SmoothApproxSign, SmoothEDE, SmoothSwishSign, Tanh
 from frostbit.quantizers.surrogates import EDE, ApproxSign, Sign, STEClip, STEIdentity, SwishSign
+from frostbit.quantizers.ternary import Ternary
 from frostbit.registry import Registry, nearest
 
 #: what is accepted wherever a quantizer is asked for
@@ -40,6 +41,7 @@ for _name, _class in {
     "tanh": Tanh,
     "smooth_approx_sign": SmoothApproxSign,
     "smooth_ede": SmoothEDE,
+    "ternary": Ternary,
 }.items():
     _registry.register(_name)(_class)
 
@@ -163,6 +165,7 @@ __all__ = [
     "Spec",
     "SwishSign",
     "Tanh",
+    "Ternary",
     "create",
     "decompose",
     "from_pair",

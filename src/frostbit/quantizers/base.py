@@ -117,7 +117,7 @@ def check_backward(then: object, now: object) -> None:
 class Quantizer(nn.Module):
     """A pair (F, B) with one scalar hardness; subclass it with an ``F``, a ``B`` or both.
 
-    As it stands ``F`` is ``hard`` and ``B`` is 0. A subclass of about ten lines is complete::
+    As it stands ``F`` is ``extreme``, which is ``hard``, and ``B`` is 0. A subclass of about ten lines is complete::
 
         class Cosine(Quantizer):
             def B(self, x, h):
@@ -157,6 +157,10 @@ class Quantizer(nn.Module):
 
     def F(self, x: Tensor, h: Tensor | None) -> Tensor:
         """Return the forward value for ``x`` at hardness ``h``."""
+        return self.extreme(x)
+
+    def extreme(self, x: Tensor) -> Tensor:
+        """Return what every entry becomes in the end, whatever F is on the way: the sign, unless `binary` says no."""
         return hard(x)
 
     def B(self, x: Tensor, h: Tensor | None) -> Tensor:
@@ -169,9 +173,14 @@ class Quantizer(nn.Module):
         return self.at_latent and self.training and not self._hardened
 
     @property
+    def binary(self) -> bool:
+        """Whether `extreme` is the sign, with its two values."""
+        return True
+
+    @property
     def is_sign(self) -> bool:
         """Whether what goes out is the sign of every entry, up to a scale."""
-        return not self.bypassed and (self._hardened or self.finished or not self.smooth)
+        return self.binary and not self.bypassed and (self._hardened or self.finished or not self.smooth)
 
     @property
     def blocks(self) -> bool:
@@ -201,7 +210,7 @@ class Quantizer(nn.Module):
         """
         if self.smooth and not (self.finished or self._hardened):
             return _elementwise("F", self.F(x, self.hardness), x)
-        y = hard(x)
+        y = self.extreme(x)
         return y if scale is None else y * scale
 
     def scale_of_gradient(self, scale: Tensor) -> Tensor | None:

@@ -23,24 +23,38 @@ class Masked(Quantizer):
         ste: the surrogate for frozen entries; ``None`` for STE-free training.
         drop_frozen: whether a fully frozen, STE-free quantizer leaves the backward pass (its output then carries
             no autograd history). ``False`` keeps one graph for a whole run, for compilers.
+        frozen: the quantizer whose extreme frozen entries take in the sign's place, e.g. `Ternary`; ``None`` for the
+            sign.
 
     Source: Smith & Islam, Layerwise Progressive Freezing (arXiv 2601.22660), the masked forward.
     """
 
     smooth = True
 
-    def __init__(self, soft: Quantizer, ste: Quantizer | None = None, drop_frozen: bool = True) -> None:
+    def __init__(
+        self, soft: Quantizer, ste: Quantizer | None = None, drop_frozen: bool = True, frozen: Quantizer | None = None
+    ) -> None:
         super().__init__()
         self.soft = soft
         self.ste = ste
         self.drop_frozen = drop_frozen
+        self.frozen = frozen
         self.stage: Stage = "soft"
         self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
 
+    def extreme(self, x: Tensor) -> Tensor:
+        """Return what frozen entries become."""
+        return hard(x) if self.frozen is None else self.frozen.extreme(x)
+
+    @property
+    def binary(self) -> bool:
+        """Whether frozen entries are signs."""
+        return self.frozen is None or self.frozen.binary
+
     @property
     def is_sign(self) -> bool:
-        """Whether every entry is frozen."""
-        return not self.bypassed and (self._hardened or self.stage == "hard")
+        """Whether every entry is frozen to its sign."""
+        return self.binary and not self.bypassed and (self._hardened or self.stage == "hard")
 
     @property
     def blocks(self) -> bool:
@@ -76,14 +90,14 @@ class Masked(Quantizer):
     def value(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Return the mixture of hard and soft entries; see `Quantizer.value`."""
         if self.stage == "hard" or self._hardened:
-            y = hard(x)
+            y = self.extreme(x)
             return y if scale is None else y * scale
         soft = self.soft.value(x, scale)  # clip leaves latents their magnitude, others bring them to the scale
         if self.stage == "soft":
             return soft
         # Products with 0 and 1 are exact, so frozen entries are exactly ±1 (a difference hard − soft is not).
         mask = self._mask_for(x)
-        frozen = hard(x) if scale is None else hard(x) * scale
+        frozen = self.extreme(x) if scale is None else self.extreme(x) * scale
         return torch.addcmul(soft * (1 - mask), frozen, mask)
 
     def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
@@ -108,8 +122,8 @@ class Masked(Quantizer):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the member in charge returns: see `Quantizer.encode`."""
-        if self.stage == "hard" and (self.ste is None or self.ste.smooth):
-            value = hard(x)  # whatever a smooth surrogate's own forward is
+        if self.stage == "hard" and (self.ste is None or self.ste.smooth or not self.binary):
+            value = self.extreme(x)  # whatever the surrogate's own forward is
             return value, value.to(torch.int8) if self.ste is None else x
         if self.stage == "hard" and self.ste is not None:
             return self.ste.encode(x)

@@ -13,7 +13,11 @@ def first_not_finite_state(net: nn.Module) -> str | None:
 
     One wait for the device in the good case.
     """
-    named = [(name, value) for name, value in net.state_dict(keep_vars=True).items() if value.is_floating_point()]
+    named = [
+        (name, value.to_local() if hasattr(value, "to_local") else value)  # of a sharded one, this process's part
+        for name, value in net.state_dict(keep_vars=True).items()
+        if value.is_floating_point()
+    ]
     if not named or bool(torch.stack([value.detach().isfinite().all() for _, value in named]).all()):
         return None
     return repr(next(name for name, value in named if not value.isfinite().all()))

@@ -23,6 +23,7 @@ from frostbit.training.health import first_not_finite
 from frostbit.training.optimizers import lr_factor, make_hyper_schedule, make_optimizer
 from frostbit.training.recipe import Recipe
 from frostbit.training.record import Record
+from frostbit.training.shard import shard_
 from frostbit.units import frozen_fraction
 
 
@@ -130,6 +131,12 @@ class TrainingModule(L.LightningModule):
         assert self._train_loader is not None
         self._train_loader.set_epoch(self.current_epoch)
 
+    def configure_model(self) -> None:
+        """Shard the network, where the strategy is to; Lightning has set up the processes by now."""
+        if self.recipe.train.strategy == "fsdp":
+            assert self.device_mesh is not None
+            shard_(self.net, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer, put the progression's clock and the latents' clip behind its steps."""
         config = self.recipe
@@ -217,7 +224,8 @@ class TrainingModule(L.LightningModule):
         source = str(self.checkpoint)
         if "frostbit" not in checkpoint:
             raise UsageError(f"{source!r} is no checkpoint of a run: it holds nothing of frostbit")
-        check_keys(self.state_dict(), checkpoint["state_dict"], source)
+        if "state_dict" in checkpoint:  # a sharded network has been loaded already
+            check_keys(self.state_dict(), checkpoint["state_dict"], source)
         state = checkpoint["frostbit"]
         if (state["progression"] is None) != (self.progression is None):
             expected = "without" if self.progression is None else "with"

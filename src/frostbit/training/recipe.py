@@ -147,7 +147,7 @@ class TrainConfig:
     record_every: Annotated[int, "steps between records of training loss and frozen shares"] = 10
     accelerator: Annotated[str, "auto, cpu, gpu, mps"] = "auto"
     devices: Annotated[int, "how many of them"] = 1
-    strategy: Annotated[str, "auto or ddp; several devices mean ddp"] = "auto"
+    strategy: Annotated[str, "auto, ddp, or fsdp to shard parameters; several devices mean ddp"] = "auto"
     threads: Annotated[int, "CPU threads; 0 leaves torch's own choice"] = 0
     channels_last: Annotated[bool, "keep images and kernels channels-last in memory: often faster"] = False
     deterministic: Annotated[bool, "deterministic algorithms only"] = False
@@ -165,6 +165,9 @@ class PaperConfig:
     standing: Annotated[str | None, "how well that figure is known: V, S, R or D"] = None
     source: Annotated[str | None, "where it was published"] = None
     values: Annotated[dict[str, float], "{arm: published accuracy, percent}"] = field(default_factory=dict)
+    verdict: Annotated[dict[str, str], "{scale: what our results say to it, without figures}"] = field(
+        default_factory=dict
+    )
 
 
 @dataclass

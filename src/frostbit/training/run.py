@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
@@ -28,7 +29,11 @@ from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json,
 from frostbit.training.module import TrainingModule
 from frostbit.training.provenance import git_state, hardware, versions
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import flatten, read_yaml, resolve, to_dict
+from frostbit.training.recipe_file import read_yaml
+from frostbit.training.record import sawtooth_amplitude
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import flatten, to_dict
+from frostbit.training.shard import check_sharding
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
 
@@ -91,6 +96,8 @@ def train(
             raise RunError(f"cannot write in {str(folder)!r}: {error.strerror or error}") from error
     if not trainer.is_global_zero:
         return {}
+    if recipe.train.strategy == "fsdp":  # the last checkpoint holds the whole network
+        module, built = load_run(folder)
     module.record.write(folder)
     result = finish(module, built, arm, seed, trainer)
     write_json(folder / "result.json", result)
@@ -101,7 +108,12 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequen
     """Return the Lightning trainer of a recipe."""
     config = recipe.train
     strategy: str | Strategy = "auto"
-    if config.strategy == "ddp" or config.devices > 1:
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # torchrun's word for the number of machines
+    if config.strategy == "fsdp":
+        check_sharding(recipe)
+        world = config.devices * nodes
+        strategy = ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    elif config.strategy == "ddp" or config.devices * nodes > 1:
         # frozen units leave the backward pass, so their parameters have no gradient
         strategy = DDPStrategy(find_unused_parameters=recipe.progression is not None)
     accelerator = config.accelerator
@@ -112,6 +124,7 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequen
             max_epochs=config.epochs,
             accelerator=accelerator,
             devices=config.devices,
+            num_nodes=nodes,
             strategy=strategy,
             precision=PRECISIONS[config.precision],  # type: ignore[arg-type] # a literal type, looked up
             deterministic=config.deterministic,
@@ -172,6 +185,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "seconds_evaluating": round(module.seconds_evaluating, 2),
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
+        "sawtooth": sawtooth_amplitude(module.record.steps, windows(built)),
         "curve": curve,
         "warnings": [row["text"] for row in module.record.warnings],
         "final": final,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from frostbit.errors import UsageError
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import SETTINGS, Flat, changed, nearest_setting, overlay, resolve
+from frostbit.training.resolve import resolve
+from frostbit.training.settings import SETTINGS, Flat, changed, nearest_setting, overlay
 
 if TYPE_CHECKING:
     import optuna

@@ -23,8 +23,9 @@ from frostbit.errors import RunError, UsageError
 from frostbit.training.files import read_json
 from frostbit.training.module import TrainingModule
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import Flat, changed, flatten, resolve, to_dict
+from frostbit.training.resolve import resolve
 from frostbit.training.run import read_config, train
+from frostbit.training.settings import Flat, changed, flatten, to_dict
 from frostbit.training.space import Dimension
 
 #: seconds between a worker's signs of life; a trial without one for three times as long is taken over
