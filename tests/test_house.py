@@ -30,7 +30,7 @@ ALLOWED = {
     "checkpoints": {"errors"},
     "models": {"errors", "registry", "checkpoints"},
     "data": {"errors", "registry", "checkpoints"},
-    "analysis": {"errors", "registry", "quantizers", "nn", "progression"},
+    "analysis": {"errors", "registry", "quantizers", "nn", "progression", "units", "signals"},
     "deploy": {
         "errors",
         "registry",
@@ -44,7 +44,7 @@ ALLOWED = {
     },
     "training": {
         *("errors", "registry", "quantizers", "nn", "keep", "graph", "units", "counting", "signs", "binarize"),
-        *("evaluation", "models", "data", "progression", "optim"),
+        *("evaluation", "models", "data", "progression", "optim", "signals", "analysis"),
     },
     "cli": {
         *("errors", "registry", "quantizers", "nn", "keep", "graph", "units", "counting", "signs", "binarize"),

@@ -7,7 +7,7 @@ Nothing here changes what is trained: gradients and activations are only read, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -71,7 +71,7 @@ class Listener(ABC):
 
     def take(self) -> Tensor:
         """Return the figures of what was heard since `listen`, ``[units]``, and remove the hooks."""
-        values = torch.stack([value.detach().float().cpu() for value in self._values()])
+        values = gather(self._values())
         self.close()
         return values
 
@@ -207,7 +207,8 @@ class SignFlips:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._signs = self._now()
+        #: bool, for each unit one tensor for each of its binary weights: True for +1
+        self.signs = self._now()
 
     def _now(self) -> list[list[Tensor]]:
         found = units(self.model)
@@ -215,24 +216,33 @@ class SignFlips:
 
     def take(self) -> Tensor:
         """Return the shares, ``[units]`` on the CPU, and keep the present signs for the next time."""
-        before, self._signs = self._signs, self._now()
-        shares = []
-        for old, new in zip(before, self._signs, strict=True):
-            flipped = [(a.to(b.device) != b).sum() for a, b in zip(old, new, strict=True)]
-            total = sum(b.numel() for b in new)
-            shares.append(torch.stack(flipped).sum().float() / total if flipped else torch.tensor(torch.nan))
-        return torch.stack([share.cpu() for share in shares])
+        before, self.signs = self.signs, self._now()
+        pairs = [list(zip(old, new, strict=True)) for old, new in zip(before, self.signs, strict=True)]
+        return gather([share_of([a.to(b.device) != b for a, b in pair]) for pair in pairs])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the signs, eight to a byte."""
-        return {"signs": [[pack_bits(signs) for signs in unit] for unit in self._signs]}
+        return {"signs": [[pack_bits(signs) for signs in unit] for unit in self.signs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare with the signs of `state_dict` next."""
-        self._signs = [
+        self.signs = [
             [unpack_bits(bits, mine.shape) for bits, mine in zip(saved, unit, strict=True)]
-            for saved, unit in zip(state["signs"], self._signs, strict=True)
+            for saved, unit in zip(state["signs"], self.signs, strict=True)
         ]
+
+
+def share_of(flags: Sequence[Tensor]) -> Tensor:
+    """Return the share of True over several bool tensors together, 0-dimensional; NaN for none."""
+    if not flags:
+        return torch.tensor(torch.nan)
+    return torch.stack([each.sum() for each in flags]).sum() / sum(each.numel() for each in flags)
+
+
+def gather(values: Sequence[Tensor]) -> Tensor:
+    """Return 0-dimensional tensors as one float32 vector on the CPU, waiting for their device once."""
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([value.detach().to(device, torch.float32) for value in values]).cpu()
 
 
 def pack_bits(signs: Tensor) -> Tensor:

@@ -134,21 +134,38 @@ def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Window]) -> float
     Returns:
         The median, ``None`` if no window has records on both sides of its border.
     """
-    drops = []
+    drops = [drop for drop in window_drops(steps, windows) if drop is not None]
+    return statistics.median(drops) if drops else None
+
+
+def window_drops(steps: Sequence[Row], windows: Sequence[Window]) -> list[float | None]:
+    """Return each window's drop as `sawtooth_amplitude` defines it, ``None`` without records on both sides."""
+    drops: list[float | None] = []
     for _, start, stop in windows:
         before = [row["train_acc"] for row in steps if row["step"] <= start]
         inside = [row for row in steps if start < row["step"] <= stop]
         if not before or not inside:
+            drops.append(None)
             continue
         early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
         drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
-    return statistics.median(drops) if drops else None
+    return drops
 
 
 def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
     """Return a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Return a figure as SVG, its text as text; the same bytes for the same figure."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "frostbit", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

@@ -17,9 +17,9 @@ from frostbit.training.files import read_json, write_atomically
 Result = Mapping[str, Any]
 
 
-def read_steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``metrics_steps.csv`` as numbers; none if it is absent."""
-    path = folder / "metrics_steps.csv"
+def read_steps(folder: Path, name: str = "metrics_steps.csv") -> list[dict[str, Any]]:
+    """Return the rows of one of a run's CSV files as numbers; none if it is absent."""
+    path = folder / name
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:

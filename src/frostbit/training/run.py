@@ -45,8 +45,8 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm with one seed and leave a folder that explains itself.
 
-    The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``tb/``, ``last.ckpt``,
-    ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch,
+    The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``units.parquet``, ``tb/``,
+    ``last.ckpt``, ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch,
     batch-norm statistics recalibrated; ``last.ckpt`` keeps the statistics of the training.
 
     Args:
@@ -91,7 +91,7 @@ def train(
             raise RunError(f"cannot write in {str(folder)!r}: {error.strerror or error}") from error
     if not trainer.is_global_zero:
         return {}
-    module.record.write(folder)
+    module.write_record(folder)
     result = finish(module, built, arm, seed, trainer)
     write_json(folder / "result.json", result)
     return result
