@@ -25,7 +25,7 @@ def run(
     )
     for step in range(every, total + 1, every):
         done = step / total
-        within = step % length / length
+        within = (step - 1) % length / length
         accuracy = level + 40 * done - 15 * math.exp(-12 * within)
         steps.append({"step": step, "loss": 2.5 - 2 * done + 0.4 * math.exp(-12 * within), "train_acc": accuracy})
         blocked = max([i for i, (_, _, stop) in enumerate(windows) if stop <= step], default=-1)

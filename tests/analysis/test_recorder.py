@@ -35,9 +35,9 @@ class Case:
         placement = "activation" if stompp else "input"
         fb.binarize_(self.model, weight=weight, placement=placement, example_input=self.x, min_binary_macs=0)
         if weight == "direct":
-            self.optimizer = fb.optim.CaseOptimizer(
-                self.model, {"binary": (fb.optim.Bop, {"threshold": 1e-6, "gamma": 0.1})}
-            )
+            rule = fb.optim.Bop, {"threshold": 1e-6, "gamma": 0.1}
+            rest = torch.optim.SGD, {"lr": 0.1}
+            self.optimizer = fb.optim.CaseOptimizer(self.model, {"binary": rule}, default=rest)
         else:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         # two thirds of the run, so that it also ends with steps in which everything is frozen

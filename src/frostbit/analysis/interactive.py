@@ -87,8 +87,9 @@ def sawtooth(runs: Sequence[Inside]) -> Plot:
                 | {"name": run.name, "legendgroup": run.name, "showlegend": key == "train_acc" and len(runs) > 1}
                 | {"hovertemplate": f"step %{{x}}<br>train {words} %{{y:.4g}}"}
             )
+    last = max(run.steps[-1]["step"] for run in runs)
     layout = _layout(height) | {
-        "xaxis": _AXIS | {"title": {"text": "optimizer step"}, "anchor": "y3" if strips else "y2"},
+        "xaxis": _AXIS | {"title": {"text": "optimizer step"}, "range": [0, last], "anchor": "y3" if strips else "y2"},
         "yaxis": _AXIS | {"domain": [middle + 0.03, 1], "title": {"text": "train accuracy %"}},
         "yaxis2": _AXIS | {"domain": [share + (0.04 if strips else 0), middle - 0.03], "title": {"text": "train loss"}},
     }
