@@ -145,7 +145,7 @@ class Recorder:
     def to_parquet(self) -> bytes:
         """Return the record as a parquet file; see `columns`."""
         import pyarrow  # type: ignore[import-untyped]  # it ships no type information
-        from pyarrow import parquet  # type: ignore[import-untyped]  # the same
+        from pyarrow import parquet
 
         kinds = {"step": pyarrow.int32(), "depth": pyarrow.int16(), "unit": pyarrow.string()}
         columns = {
