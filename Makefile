@@ -41,8 +41,8 @@ docs: $(VENV)/dev
 	$(PIP) -e runtime -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time
-	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py && ../$(BIN)/python pipeline.py
+bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time; what recording costs
+	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py && ../$(BIN)/python pipeline.py && ../$(BIN)/python recorder.py
 
 $(VENV)-peers/peers: constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(VENV)-peers

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import frostbit as fb
+
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
@@ -84,9 +86,13 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """Return a function that takes one SGD step."""
+def training_step(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, recorder: fb.analysis.Recorder | None = None
+) -> Callable[[], None]:
+    """Return a function that takes one SGD step, which drives the recorder if one is given."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    if recorder is not None:
+        recorder.attach(optimizer)
 
     def step() -> None:
         optimizer.zero_grad()

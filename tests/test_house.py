@@ -24,12 +24,13 @@ ALLOWED = {
     "signs": {"errors", "graph", "nn", "units"},
     "binarize": {"errors", "registry", "keep", "graph", "nn", "quantizers", "units", "counting", "signs"},
     "evaluation": {"errors", "nn", "quantizers", "units"},
-    "progression": {"errors", "registry", "nn", "quantizers", "units"},
+    "signals": {"nn", "quantizers", "units"},
+    "progression": {"errors", "registry", "nn", "quantizers", "units", "signals"},
     "optim": set(),
     "checkpoints": {"errors"},
     "models": {"errors", "registry", "checkpoints"},
     "data": {"errors", "registry", "checkpoints"},
-    "analysis": {"errors", "registry", "quantizers", "nn", "progression"},
+    "analysis": {"errors", "registry", "quantizers", "nn", "progression", "units", "signals"},
     "deploy": {
         "errors",
         "registry",
@@ -43,7 +44,7 @@ ALLOWED = {
     },
     "training": {
         *("errors", "registry", "quantizers", "nn", "keep", "graph", "units", "counting", "signs", "binarize"),
-        *("evaluation", "models", "data", "progression", "optim"),
+        *("evaluation", "models", "data", "progression", "optim", "signals", "analysis"),
     },
     "cli": {
         *("errors", "registry", "quantizers", "nn", "keep", "graph", "units", "counting", "signs", "binarize"),

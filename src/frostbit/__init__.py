@@ -3,10 +3,10 @@
 from importlib import import_module
 from types import ModuleType
 
-from frostbit import data, keep, models, nn, optim, progression, quantizers
+from frostbit import analysis, data, keep, models, nn, optim, progression, quantizers
 from frostbit.binarize import Report, binarize_
 from frostbit.errors import RunError, UsageError
-from frostbit.evaluation import clip_latents_, hardened, is_hard, recalibrate_
+from frostbit.evaluation import clip_latents_, hardened, hardening_distance, is_hard, recalibrate_
 from frostbit.progression import Anneal, Progression, StoMPP
 from frostbit.summarize import Summary, summary
 from frostbit.units import Unit, binary_parameters, frozen_fraction, units
@@ -29,6 +29,7 @@ __all__ = [
     "Summary",
     "Unit",
     "UsageError",
+    "analysis",
     "binarize_",
     "binary_parameters",
     "clip_latents_",
@@ -36,6 +37,7 @@ __all__ = [
     "deploy",
     "frozen_fraction",
     "hardened",
+    "hardening_distance",
     "is_hard",
     "keep",
     "models",

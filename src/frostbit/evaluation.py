@@ -50,6 +50,31 @@ def _own_quantizers(module: nn.Module) -> Iterator[Quantizer]:
         yield from (quantizer for _, _, quantizer in module.latents())
 
 
+@torch.no_grad()
+def hardening_distance(model: nn.Module, inputs: Tensor) -> float:
+    """Return how far a network is from the binary one that it will be: ``‖z_hard − z‖ / ‖z‖`` over a batch's logits.
+
+    Args:
+        model: maps ``inputs`` to logits; evaluated in ``eval`` mode, its mode is restored.
+        inputs: a batch; use the same one each time.
+
+    Returns:
+        0 for a network that is binary already, about 1.4 where the two have nothing in common.
+    """
+    if is_hard(model):
+        return 0.0
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        soft: Tensor = model(inputs)
+        with hardened(model):
+            hard: Tensor = model(inputs)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return float((hard.float() - soft.float()).norm() / soft.float().norm())
+
+
 def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> int:
     """Recompute batch-norm statistics on the hardened network, in place.
 

@@ -6,8 +6,8 @@ import pytest
 
 from frostbit.analysis import Section, differences_by_value, figures, markdown, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table
+from frostbit.analysis.sawtooth import sawtooth_amplitude
 from frostbit.analysis.tables import cells
-from frostbit.training.record import sawtooth_amplitude
 
 
 def result(arm, raw, recalibrated=0.0, train=0.0, seconds=1.0, curve=()):

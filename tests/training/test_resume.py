@@ -43,6 +43,7 @@ def traces(folder):
         "final": torch.load(folder / "final.pt", weights_only=True),
         "metrics": (folder / "metrics.csv").read_bytes(),
         "steps": (folder / "metrics_steps.csv").read_bytes(),
+        "units": (folder / "units.parquet").read_bytes(),
         "result": {k: v for k, v in result.items() if not k.startswith("seconds")},
     }
 
@@ -86,9 +87,9 @@ MOMENTS = {
     "before any checkpoint": (TrainingModule, "training_step", 3),
     "in the middle of an epoch": (TrainingModule, "training_step", 13),
     "between the last step of an epoch and its evaluation": (TrainingModule, "check_losses", 5),
-    "while the first checkpoint is written": (files.os, "replace", 4),
-    "while a later checkpoint is written": (files.os, "replace", 10),
-    "while the metrics are written": (files.os, "replace", 8),
+    "while the first checkpoint is written": (files.os, "replace", 5),
+    "while a later checkpoint is written": (files.os, "replace", 13),
+    "while the metrics are written": (files.os, "replace", 10),
     "after the last epoch": (run, "finish", 1),
 }
 

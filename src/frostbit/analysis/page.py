@@ -22,6 +22,7 @@ th, td { border-bottom: 1px solid #e8ecf1; }
 th { font-weight: 600; white-space: nowrap; }
 .figures td:not(:first-child), .figures th:not(:first-child) { text-align: right; }
 .scroll { overflow-x: auto; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 pre { background: #f4f6f9; padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.35; }
 """
@@ -40,22 +41,24 @@ class Section:
     html: str
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -> str:
     """Return a complete page.
 
     Args:
         title: heading and window title, plain text.
         lead: one sentence under it, plain text.
         sections: in order; later parts append theirs.
+        script: JavaScript that they need.
 
     Returns:
         HTML that opens without a network.
     """
     body = "\n".join(f"<section><h2>{escape(s.title)}</h2>\n{s.html}\n</section>" for s in sections)
+    head = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>{head}</head>\n"
         f'<body><h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}\n</body></html>\n'
     )
 

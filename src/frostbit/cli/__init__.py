@@ -17,7 +17,7 @@ COMMANDS = {
     "sweep": "search settings of a recipe by their accuracy on validation samples",
     "evaluate": "accuracies of a trained run: as it is, hardened, recalibrated",
     "summary": "layers, bits, bytes and multiply-accumulates of a network",
-    "inspect": "what happened inside a run: frozen shares and the saw-tooth",
+    "inspect": "what happened inside runs: saw-tooth, gradients, flips",
     "export": "write a run's network as a packed file, as ONNX or as QONNX",
     "predict": "labels and probabilities of images, by a packed file",
     "bench": "time a packed file beside the same network in torch and onnxruntime",

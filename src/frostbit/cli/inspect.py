@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frostbit import quantizers
 from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from frostbit.analysis.inside import Inside
+
 
 def run(argv: Sequence[str]) -> int:
-    """Draw the frozen share of each unit and the saw-tooth of runs, as PNG and on an HTML page; or a quantizer."""
+    """Draw what happened inside runs, as PNG and SVG and on an interactive HTML page; or a quantizer."""
     if argv and argv[0] == "quantizer":
         return _quantizer(argv[1:])
     parser = make_parser(
         "inspect",
-        "Frozen share of each unit over time and the saw-tooth of training, as inspect.png in each run "
-        "folder and on an HTML page. Works on unfinished runs too. `frostbit inspect quantizer NAME` draws a "
-        "quantizer instead.",
+        "The saw-tooth of training with the units' windows, gradient norms and flips of each unit over time as heat "
+        "maps, accuracy by depth; several runs are laid over each other. Writes one interactive HTML page that works "
+        "offline, and PNG and SVG figures beside it. Works on unfinished runs too. "
+        "`frostbit inspect quantizer NAME` draws a quantizer instead.",
         usage="RUN [RUN ...] [options] | quantizer NAME [options]",
         settings=False,
     )
@@ -26,23 +33,57 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=str | None, help="the page; inspect.html by the run if left out")
     own, _ = parse(parser, argv)
 
-    from frostbit.analysis import Section, page
-    from frostbit.cli.report import inside_section, live_result
+    from frostbit.analysis import figures
+    from frostbit.analysis.interactive import inspect_page
     from frostbit.training.files import write_atomically
 
     folders = [Path(name) for name in own["runs"]]
-    sections = []
-    for folder in folders:
-        section = inside_section(folder, live_result(folder))
-        if section is None:
-            raise UsageError(f"{str(folder)!r} has nothing to show yet: no records in metrics_steps.csv")
-        sections.append(Section(folder.name, section.html))
-        print(folder / "inspect.png")
+    runs = [read_inside(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     default = folders[0] / "inspect.html" if len(folders) == 1 else folders[0].parent / "inspect.html"
     out = Path(own["out"] or default)
-    write_atomically(out, page("Inside the runs", "Step by step, as the optimizer saw it.", sections))
+    for name, figure in _figures(runs).items():
+        for kind, content in (("png", figures.to_png(figure, dpi=300)), ("svg", figures.to_svg(figure))):
+            path = out.with_name(f"{out.stem}-{name}.{kind}")
+            write_atomically(path, content)
+            print(path)
+    write_atomically(out, inspect_page(runs))
     print(out)
     return 0
+
+
+def read_inside(folder: Path, name: str) -> Inside:
+    """Read what a finished, running or interrupted run has recorded so far.
+
+    Raises:
+        UsageError: it is no run folder, or has no records yet.
+    """
+    from frostbit.analysis.inside import Inside, read_record
+    from frostbit.cli.report import live_result, read_steps
+
+    windows = live_result(folder)["windows"]
+    steps = read_steps(folder)
+    if not steps:
+        raise UsageError(f"{str(folder)!r} has nothing to show yet: no records in metrics_steps.csv")
+    return Inside(name, steps, windows, read_steps(folder, "metrics.csv"), read_record(folder / "units.parquet"))
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the folders' names, with their parents' where two would be the same."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
+
+
+def _figures(runs: Sequence[Inside]) -> dict[str, Figure]:
+    from frostbit.analysis import heatmaps
+
+    drawn = {"sawtooth": heatmaps.overlay(runs)}
+    recorded = [run for run in runs if run.units]
+    if recorded:
+        drawn |= {name: heatmaps.heat_map(recorded, name) for name in ("gradient", "flips")}
+    by_depth = heatmaps.depths(runs)
+    return drawn if by_depth is None else drawn | {"depth": by_depth}
 
 
 def _quantizer(argv: Sequence[str]) -> int:

@@ -11,16 +11,16 @@ import yaml
 
 from frostbit.analysis import Section, differences_by_value, figures, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table, text
+from frostbit.analysis.sawtooth import sawtooth_amplitude
 from frostbit.analysis.tables import HEADINGS, cells
 from frostbit.training.files import read_json, write_atomically
-from frostbit.training.record import sawtooth_amplitude
 
 Result = Mapping[str, Any]
 
 
-def read_steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``metrics_steps.csv`` as numbers; none if it is absent."""
-    path = folder / "metrics_steps.csv"
+def read_steps(folder: Path, name: str = "metrics_steps.csv") -> list[dict[str, Any]]:
+    """Return the rows of one of a run's CSV files as numbers; none if it is absent."""
+    path = folder / name
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:

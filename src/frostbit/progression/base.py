@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
+from frostbit.signals import took_step
 from frostbit.units import Unit, units
 
 Order = str | Sequence[int] | Sequence[str]
@@ -159,9 +160,7 @@ class Progression(ABC):
             self._handle = None
 
     def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
-        # Fused optimizers are called even on an overflow and look at this flag themselves.
-        overflow = getattr(optimizer, "found_inf", None)
-        if overflow is None or not overflow.item():
+        if took_step(optimizer):
             self._advance()
 
     def _identity(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from frostbit.errors import RunError
-from frostbit.evaluation import is_hard
+from frostbit.evaluation import hardening_distance, is_hard
 from frostbit.training.evaluate import score
 from frostbit.training.health import first_not_finite_state
 from frostbit.training.module import TrainingModule
@@ -50,7 +50,8 @@ class Evaluate(Callback):
 def evaluate_row(module: TrainingModule) -> dict[str, float]:
     """Return one row of the curve: training figures since the last row, test and validation figures now.
 
-    Accuracies are in percent. ``acc_hardened`` repeats ``acc_as_is`` where the network is binary already.
+    Accuracies are in percent. ``acc_hardened`` repeats ``acc_as_is`` where the network is binary already. ``distance``
+    is that of `frostbit.hardening_distance` on the first test batch.
     """
     loss, accuracy = module.record.since_evaluation.means(module.sum_over_ranks)
     module.record.since_evaluation.values = None
@@ -76,6 +77,10 @@ def evaluate_row(module: TrainingModule) -> dict[str, float]:
                 row[f"{prefix}top5_{name}"] = top5
             if not hardened:
                 row[f"{prefix}loss"] = loss
+    if module.recipe.binarize is not None:
+        inputs, _ = next(iter(module.loader(module.data.test)))
+        with context():
+            row["distance"] = round(hardening_distance(module.net, inputs), 6)
     return row
 
 
@@ -100,7 +105,7 @@ class Save(Checkpoint):
     def save(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Write metrics, then the checkpoint that holds them too."""
         if trainer.is_global_zero:
-            module.record.write(self.folder)
+            module.write_record(self.folder)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -108,7 +113,7 @@ class Save(Checkpoint):
         assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero and pl_module.record.steps:
             with contextlib.suppress(RunError):  # a full disk is reported already
-                pl_module.record.write(self.folder)
+                pl_module.write_record(self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: all state is the module's."""

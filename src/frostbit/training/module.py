@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
+from frostbit.analysis import Recorder
 from frostbit.data import Augment, Dataset, Loader, Split, StreamSplit
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_
 from frostbit.progression import Progression
+from frostbit.training.files import write_atomically
 from frostbit.training.flips import FlipWatch
 from frostbit.training.health import first_not_finite
 from frostbit.training.optimizers import lr_factor, make_hyper_schedule, make_optimizer
@@ -61,6 +63,10 @@ class TrainingModule(L.LightningModule):
         self.checkpoint = checkpoint
         self.record = Record()
         self.flips: FlipWatch | None = None
+        #: of each unit; ``None`` for a float network or if the recipe says so
+        self.recorder: Recorder | None = None
+        if recipe.binarize is not None and recipe.train.record_units:
+            self.recorder = Recorder(net, every=recipe.train.record_every)
         self.seconds_before = self.seconds_cpu_before = 0.0
         self.seconds_evaluating = 0.0
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
@@ -145,6 +151,8 @@ class TrainingModule(L.LightningModule):
             self.progression.attach(optimizer)
         if any(getattr(layer, "latent_clip", None) is not None for layer in self.net.modules()):
             optimizer.register_step_post_hook(lambda *_: clip_latents_(self.net))
+        if self.recorder is not None:
+            self.recorder.attach(optimizer, getattr(self.trainer.precision_plugin, "scaler", None))
         self.flips = FlipWatch.over(self.net, optimizer, self.record)
         total = config.train.epochs * self.steps_per_epoch
 
@@ -187,6 +195,12 @@ class TrainingModule(L.LightningModule):
         if self.logger is not None:
             self.logger.log_metrics({"train/loss": loss, "train/accuracy": accuracy, **flips}, step)
 
+    def write_record(self, folder: Path) -> None:
+        """Rewrite the files of the record, each atomically: both CSVs, and ``units.parquet`` if units are recorded."""
+        self.record.write(folder)
+        if self.recorder is not None and len(self.recorder):
+            write_atomically(folder / "units.parquet", self.recorder.to_parquet())
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes."""
         total = self.trainer.strategy.reduce(values, reduce_op="sum")
@@ -214,6 +228,7 @@ class TrainingModule(L.LightningModule):
         checkpoint["frostbit"] = {
             "progression": None if self.progression is None else self.progression.state_dict(),
             "record": self.record.state_dict(),
+            "units": None if self.recorder is None else self.recorder.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "seconds": (self.seconds, self.seconds_cpu, self.seconds_evaluating),
@@ -233,6 +248,8 @@ class TrainingModule(L.LightningModule):
         if self.progression is not None:
             self.progression.load_state_dict(state["progression"])
         self.record.load_state_dict(state["record"])
+        if self.recorder is not None and state.get("units") is not None:  # older checkpoints have none
+            self.recorder.load_state_dict(state["units"])
         self.seconds_before, self.seconds_cpu_before, self.seconds_evaluating = state["seconds"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():

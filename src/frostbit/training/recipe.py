@@ -144,7 +144,8 @@ class TrainConfig:
     batch: Annotated[int, "samples per step, over all devices"] = 128
     precision: Annotated[Literal["32", "bf16", "fp16", "64"], "number format of the computation"] = "32"
     eval_every: Annotated[int, "epochs between evaluations; the last epoch is always evaluated"] = 1
-    record_every: Annotated[int, "steps between records of training loss and frozen shares"] = 10
+    record_every: Annotated[int, "steps between records of training loss, frozen shares and what units do"] = 10
+    record_units: Annotated[bool, "record gradient norm, flips, dead channels and more of each unit"] = True
     accelerator: Annotated[str, "auto, cpu, gpu, mps"] = "auto"
     devices: Annotated[int, "how many of them"] = 1
     strategy: Annotated[str, "auto, ddp, or fsdp to shard parameters; several devices mean ddp"] = "auto"

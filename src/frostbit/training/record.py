@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +80,3 @@ class Record:
         """Rewrite both files, each atomically."""
         write_csv(folder / "metrics.csv", self.curve)
         write_csv(folder / "metrics_steps.csv", self.steps)
-
-
-def sawtooth_amplitude(steps: Sequence[Row], windows: Sequence[Sequence[Any]]) -> float | None:
-    """Return the median drop of training accuracy in the first tenth of a window, in points.
-
-    The drop is the accuracy recorded last before the window opens minus the lowest one recorded in the
-    window's first tenth (its first record if the tenth holds none).
-
-    Args:
-        steps: rows with ``step`` and ``train_acc``.
-        windows: ``(unit, first step, step after the last)``.
-
-    Returns:
-        The median, ``None`` if no window has records on both sides of its border: one that spans the whole run has not.
-    """
-    drops = []
-    for _, start, stop in windows:
-        before = [row["train_acc"] for row in steps if row["step"] <= start]
-        inside = [row for row in steps if start < row["step"] <= stop]
-        if not before or not inside:
-            continue
-        early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
-        drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
-    return statistics.median(drops) if drops else None

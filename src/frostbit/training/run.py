@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from frostbit.analysis.sawtooth import sawtooth_amplitude
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
 from frostbit.training.build import Built, build
@@ -30,7 +31,6 @@ from frostbit.training.module import TrainingModule
 from frostbit.training.provenance import git_state, hardware, versions
 from frostbit.training.recipe import Recipe
 from frostbit.training.recipe_file import read_yaml
-from frostbit.training.record import sawtooth_amplitude
 from frostbit.training.resolve import resolve
 from frostbit.training.settings import flatten, to_dict
 from frostbit.training.shard import check_sharding
@@ -50,8 +50,8 @@ def train(
 ) -> dict[str, Any]:
     """Train one arm with one seed and leave a folder that explains itself.
 
-    The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``tb/``, ``last.ckpt``,
-    ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch,
+    The folder receives ``config.yaml``, ``metrics.csv``, ``metrics_steps.csv``, ``units.parquet``, ``tb/``,
+    ``last.ckpt``, ``final.pt`` and ``result.json``. ``final.pt`` is the network of the reported figure: last epoch,
     batch-norm statistics recalibrated; ``last.ckpt`` keeps the statistics of the training.
 
     Args:
@@ -98,7 +98,7 @@ def train(
         return {}
     if recipe.train.strategy == "fsdp":  # the last checkpoint holds the whole network
         module, built = load_run(folder)
-    module.record.write(folder)
+    module.write_record(folder)
     result = finish(module, built, arm, seed, trainer)
     write_json(folder / "result.json", result)
     return result
