@@ -1,8 +1,11 @@
 """Where and when binariness is enforced: StoMPP's masks, and annealed hardness."""
 
 from frostbit.progression.anneal import Anneal
-from frostbit.progression.base import Progression, Window
+from frostbit.progression.base import Progression
+from frostbit.progression.blockade import Blockade
+from frostbit.progression.pace import PACES
 from frostbit.progression.schedules import SCHEDULES
 from frostbit.progression.stompp import StoMPP
+from frostbit.progression.windows import Window
 
-__all__ = ["SCHEDULES", "Anneal", "Progression", "StoMPP", "Window"]
+__all__ = ["PACES", "SCHEDULES", "Anneal", "Blockade", "Progression", "StoMPP", "Window"]
