@@ -29,8 +29,8 @@ class Progression(Clock):
             permutation of unit indices or names (`order_by` computes some).
         steps_per_unit: lengths of the windows in the order of freezing; ``None`` splits the steps equally. A unit's
             equal share is the same in every order, so two orders differ in nothing else.
-        pace: ``"equal"`` keeps these lengths. With ``"gradient"``, ``"flips"`` or ``"recovery"`` each window's length is
-            decided when the one before ends, from what was measured in it; see `frostbit.progression.pace`. The steps
+        pace: ``"equal"`` keeps these lengths. With ``"gradient"``, ``"flips"`` or ``"recovery"`` a window's length is
+            decided when the one before ends, from what was measured in it, see `frostbit.progression.pace`; the steps
             add up to the same total.
         tail: steps at the end with everything hard: a number of steps, or a share of ``total_steps`` below 1.
         seed: seed of all random draws.

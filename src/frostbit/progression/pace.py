@@ -103,7 +103,7 @@ class Pace(ABC):
 
 
 class GradientPace(Pace):
-    """``w ∝`` the norm of the gradient that reaches a unit's latent weights, the root of its mean square over the window.
+    """``w ∝`` the norm of the gradient of a unit's latent weights, the root of its mean square over the window.
 
     Where the gradient is large the weights are still on their way, and get more time before they are committed.
     """
