@@ -3,10 +3,25 @@
 from frostbit.progression.anneal import Anneal
 from frostbit.progression.base import Progression
 from frostbit.progression.blockade import Blockade
+from frostbit.progression.moments import ACTIONS, MOMENTS_AT, Moments, step_sizes
 from frostbit.progression.ordering import ORDERINGS, order_by
 from frostbit.progression.pace import PACES
 from frostbit.progression.schedules import SCHEDULES
 from frostbit.progression.stompp import StoMPP
 from frostbit.progression.windows import Window
 
-__all__ = ["ORDERINGS", "PACES", "SCHEDULES", "Anneal", "Blockade", "Progression", "StoMPP", "Window", "order_by"]
+__all__ = [
+    "ACTIONS",
+    "MOMENTS_AT",
+    "ORDERINGS",
+    "PACES",
+    "SCHEDULES",
+    "Anneal",
+    "Blockade",
+    "Moments",
+    "Progression",
+    "StoMPP",
+    "Window",
+    "order_by",
+    "step_sizes",
+]

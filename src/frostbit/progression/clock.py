@@ -61,6 +61,11 @@ class Clock(ABC):
             self._handle.remove()
             self._handle = None
 
+    @property
+    def attached(self) -> bool:
+        """Whether an optimizer's steps drive it."""
+        return self._handle is not None
+
     def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
         if took_step(optimizer):
             self._advance()

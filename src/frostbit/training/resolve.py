@@ -30,11 +30,11 @@ SCHEDULE_FIELDS = {
     "linear": ("final_lr",),
     "step": ("milestones", "gamma"),
 }
-COMMON_FIELDS = ("order", "steps_per_unit", "tail", "seed")
+COMMON_FIELDS = ("order", "steps_per_unit", "pace", "tail", "seed")
 PROGRESSION_FIELDS = {
     "stompp": (
         *("schedule", "refresh", "refresh_rule", "soft", "soft_hardness"),
-        *("ste", "targets", "mask", "drop_frozen"),
+        *("ste", "ste_strength", "ste_span", "targets", "mask", "drop_frozen"),
     ),
     "anneal": ("quantity", "start", "end", "shape"),
 }
@@ -234,6 +234,10 @@ def at_scale(stated: Flat, scale: str | None) -> Flat:
     return overlay(stated, smaller, {"arms": both, "scale": scale, "name": f"{stated.get('name', 'run')}-{scale}"})
 
 
+#: sections that are not there unless something is said in them
+_ABSENT = ("paper", "distill", "blockade")
+
+
 def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     """Apply the method's preset below what was stated, check everything and return the complete recipe.
 
@@ -267,7 +271,7 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
                 raise UsageError(f"{name} means nothing here: method {method!r} has no {section}")
             del stated[name]
     preset.update({f"optimizer.{key}": value for key, value in (METHODS[method].get("optimizer") or {}).items()})
-    complete = overlay({n: s.default for n, s in SETTINGS.items()}, {"paper": None}, preset, stated)
+    complete = overlay({n: s.default for n, s in SETTINGS.items()}, dict.fromkeys(_ABSENT), preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
     _settle(recipe)
@@ -320,7 +324,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     data = dataclasses.asdict(recipe)
     del data["arms"], data["scales"], data["seeds"]
     # plain data has no tuples, and what is read back from a file must compare equal
-    for section, field in (("optimizer", "betas"), ("progression", "soft_hardness")):
+    for section, field in (("optimizer", "betas"), ("progression", "soft_hardness"), ("progression", "ste_strength")):
         if data[section] and data[section][field] is not None:
             data[section][field] = list(data[section][field])
     return data
@@ -414,11 +418,18 @@ def _settle(recipe: Recipe) -> None:
     _choice("train.accelerator", recipe.train.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     if recipe.progression is not None and recipe.binarize is None:
         raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")
+    if recipe.distill is not None and not recipe.distill.teacher:
+        raise UsageError("distill.teacher must name a float run or checkpoint, found none")
+    if recipe.blockade is not None and recipe.binarize is None:
+        raise UsageError("a blockade needs binarize.input: a float network has no unit to block")
     flat = flatten(dataclasses.asdict(recipe))
     for name, low, strictly in _BOUNDS:
         value = flat.get(name)
         if value is not None and not (value > low if strictly else value >= low):
             raise UsageError(f"{name} must be {'above' if strictly else 'at least'} {low}, found {value}")
+    for name in ("distill.weight", "blockade.start", "blockade.stop"):
+        if not 0 <= flat.get(name, 0) <= 1:
+            raise UsageError(f"{name} must lie in [0, 1], found {flat[name]}")
     if not 0 <= recipe.data.val_fraction < 1:
         raise UsageError(f"data.val_fraction must lie in [0, 1), found {recipe.data.val_fraction}")
     if not recipe.seeds:
@@ -446,6 +457,8 @@ _BOUNDS = (
     ("train.grad_clip", 0, True),
     ("optimizer.lr", 0, True),
     ("optimizer.weight_decay", 0, False),
+    ("optimizer.weight_decay_end", 0, False),
+    ("distill.temperature", 0, True),
     ("schedule.warmup_epochs", 0, False),
     ("data.size", 1, False),
     ("data.length", 1, False),
