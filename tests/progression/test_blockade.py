@@ -169,6 +169,6 @@ def test_what_moments_refuse():
 
 
 def test_a_copied_progression_carries_no_moments():
-    model, progression, _, _ = start("adam", "reset")
+    _model, progression, _, _ = start("adam", "reset")
     assert not copy.deepcopy(progression).attached
     assert progression.attached

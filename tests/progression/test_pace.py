@@ -1,6 +1,7 @@
 """Windows that decide their own length, computed orders, and a surrogate whose strength moves."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_budget_is_kept_and_each_window_ends_fully_frozen(pace, order):
     windows = sorted(spans(progression))
     assert windows[0][0] == 0
     assert windows[-1][1] == 37
-    assert all(a[1] == b[0] and a[1] > a[0] for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a[1] == b[0] and a[1] > a[0] for a, b in itertools.pairwise(windows))
     assert fb.is_hard(model)
     for index, (first, stop) in enumerate(spans(progression)):
         mine = slice(2 * index, 2 * index + 2)
