@@ -66,8 +66,8 @@ class Moments:
             starts = now == window.start and self.at != "end"
             ends = now == window.stop and self.at != "start"
             if starts or ends:
-                for _, latent, _ in unit.weight_quantizers():
-                    self._act(latent)
+                for weight in unit.weight_quantizers():
+                    self._act(weight[1])
 
     @torch.no_grad()
     def _act(self, parameter: nn.Parameter) -> None:
