@@ -7,7 +7,7 @@ from frostbit import analysis, data, keep, models, nn, optim, progression, quant
 from frostbit.binarize import Report, binarize_
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_, hardened, hardening_distance, is_hard, recalibrate_
-from frostbit.progression import Anneal, Progression, StoMPP
+from frostbit.progression import Anneal, Blockade, Moments, Progression, StoMPP, order_by
 from frostbit.summarize import Summary, summary
 from frostbit.units import Unit, binary_parameters, frozen_fraction, units
 
@@ -22,6 +22,8 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "Anneal",
+    "Blockade",
+    "Moments",
     "Progression",
     "Report",
     "RunError",
@@ -43,6 +45,7 @@ __all__ = [
     "models",
     "nn",
     "optim",
+    "order_by",
     "progression",
     "quantizers",
     "recalibrate_",

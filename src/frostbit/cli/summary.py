@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     own, given = parse(parser, argv)
 
     from frostbit.summarize import summary
-    from frostbit.training.build import check_shape, example_inputs, load_data, make_net
+    from frostbit.training.build import check_shape, example_batch, load_data, make_net
 
     _, layers = choose_arm(read_recipe(own), own["arm"], given)
     recipe = resolve(*layers, strict=given)
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         data = load_data(recipe)
         check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
         vocabulary = data.vocabulary
-        example = example_inputs(recipe, data)
+        example = example_batch(recipe, data, 16)[0]
     net, report = make_net(recipe, example, vocabulary=vocabulary)
     if report is not None:
         print(report, end="\n\n")

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostbit.errors import UsageError
-from frostbit.progression.base import Order, Progression
+from frostbit.progression.base import Progression
+from frostbit.progression.windows import Order
 from frostbit.quantizers import Quantizer
 from frostbit.registry import check_choice
 
@@ -53,6 +54,7 @@ class Anneal(Progression):
             weights over the steps of its window (PAPERS B.1). It needs `attach`.
         order: see `Progression`; ``"global"`` by default.
         steps_per_unit: see `Progression`.
+        pace: see `Progression`.
         tail: see `Progression`.
         seed: see `Progression`.
 
@@ -71,10 +73,13 @@ class Anneal(Progression):
         shape: str = "geometric",
         order: Order = "global",
         steps_per_unit: Sequence[int] | None = None,
+        pace: str = "equal",
         tail: float = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed)
+        super().__init__(
+            model, total_steps, order=order, steps_per_unit=steps_per_unit, pace=pace, tail=tail, seed=seed
+        )
         check_choice("quantity", quantity, ["hardness"])
         self.shape = check_choice("shape", shape, [*SHAPES, "sum_lr"])
         if shape == "sum_lr" and (start, end) != (None, None):

@@ -10,17 +10,19 @@ import torch
 from torch import nn
 
 from frostbit.errors import UsageError
-from frostbit.progression.anneal import geometric
-from frostbit.progression.base import Order, Progression
+from frostbit.progression.anneal import geometric, linear
+from frostbit.progression.base import Progression
 from frostbit.progression.fields import Field, RefreshRule
 from frostbit.progression.schedules import Schedule
 from frostbit.progression.schedules import resolve as resolve_schedule
+from frostbit.progression.windows import Order, Window
 from frostbit.quantizers import Masked, Quantizer, Spec, resolve
 from frostbit.registry import check_choice
 from frostbit.units import Unit
 
 Target = Literal["weight", "input"]
 MaskShape = Literal["element", "channel"]
+Span = Literal["window", "run"]
 
 
 class StoMPP(Progression):
@@ -38,13 +40,18 @@ class StoMPP(Progression):
         refresh: steps in which a mask is drawn anew once on average (soft refresh); ``None`` for never.
         refresh_rule: ``"uniform"`` keeps the density at p; ``"resample"`` redraws the mask itself and lags.
         soft: the smooth member, as `frostbit.quantizers.resolve` takes it.
-        ste: surrogate on frozen entries: ``None`` (STE-free), a quantizer for all, or ``{"weight": …, "input": …}``.
+        ste: surrogate on frozen entries: ``None`` (STE-free), a quantizer for all, or ``{"weight": …, "input": …}``
+            (``{"input": …}`` alone keeps the way of the gradient open through STE-free layers).
+        ste_strength: (start, end) of a factor on the surrogate's gradient, moved linearly; where it is 0, frozen
+            entries are STE-free. 1 if left out.
+        ste_span: over what it moves: each unit's own ``"window"``, keeping ``end`` afterwards, or the ``"run"``.
         targets: what is masked. ``("weight",)`` for weights-only networks; a target left out keeps the quantizer
             that `binarize_` gave it (StoMPP activations with STE weights, or the reverse).
         mask: activation masks have one entry per feature element, or per ``"channel"`` (needed where the spatial
             size varies). Samples and tokens share them.
         soft_hardness: (start, end), raised geometrically inside each window, for smooth members with a hardness.
         steps_per_unit: see `Progression`.
+        pace: see `Progression`.
         tail: see `Progression`.
         seed: masks depend on (seed, unit, role, draw) alone, so two orders with one seed see the same draws.
         drop_frozen: whether fully frozen STE-free units leave the backward pass. ``False`` keeps masks for the whole
@@ -64,15 +71,20 @@ class StoMPP(Progression):
         refresh_rule: RefreshRule = "uniform",
         soft: Spec = "clip",
         ste: Spec = None,
+        ste_strength: tuple[float, float] | None = None,
+        ste_span: Span = "window",
         targets: Target | Sequence[Target] = ("weight", "input"),
         mask: MaskShape = "element",
         soft_hardness: tuple[float, float] | None = None,
         steps_per_unit: Sequence[int] | None = None,
+        pace: str = "equal",
         tail: float = 0,
         seed: int = 0,
         drop_frozen: bool = True,
     ) -> None:
-        super().__init__(model, total_steps, order=order, steps_per_unit=steps_per_unit, tail=tail, seed=seed)
+        super().__init__(
+            model, total_steps, order=order, steps_per_unit=steps_per_unit, pace=pace, tail=tail, seed=seed
+        )
         self.schedule = resolve_schedule(schedule)
         check_choice("refresh_rule", refresh_rule, ["uniform", "resample"])
         check_choice("mask", mask, ["element", "channel"])
@@ -84,6 +96,8 @@ class StoMPP(Progression):
             raise UsageError("targets is empty: expected 'weight', 'input' or both")
         self.refresh, self.refresh_rule, self.mask_shape = refresh, refresh_rule, mask
         self.soft_hardness = _check_hardness(soft_hardness, soft)
+        self.ste_strength = _check_strength(ste_strength, ste)
+        self.ste_span = check_choice("ste_span", ste_span, ["window", "run"])
         self.drop_frozen = drop_frozen
         self._fields: dict[tuple[int, str], Field] = {}
         self._masked: list[dict[str, Masked]] = []
@@ -165,6 +179,24 @@ class StoMPP(Progression):
             at_end = progress == 1.0 and self.drop_frozen and self.refresh_rule == "uniform"
             quantizer.stage = "hard" if at_end else "mixed"
 
+    def _apply_all(self) -> None:
+        self._weaken_surrogates()
+        super()._apply_all()
+
+    def _advance(self) -> None:
+        super()._advance()
+        self._weaken_surrogates()
+
+    def _weaken_surrogates(self) -> None:
+        """Set the strength of all surrogates for the present step."""
+        if self.ste_strength is None:
+            return
+        run = Window("", 0, self.total_steps)
+        for window, masked in zip(self.windows, self._masked, strict=True):
+            done = (run if self.ste_span == "run" else window).progress(self.steps_taken)
+            for quantizer in masked.values():
+                quantizer.set_strength(linear(*self.ste_strength, done))
+
     def _field(self, index: int, role: str) -> Field:
         unit = self.units[index]
         if (index, role) not in self._fields:
@@ -182,6 +214,7 @@ class StoMPP(Progression):
             "mask": self.mask_shape,
             "schedule": getattr(self.schedule, "__name__", repr(self.schedule)),
             "soft_hardness": self.soft_hardness,
+            "ste_strength": (self.ste_strength, self.ste_span),
             "drop_frozen": self.drop_frozen,
             "members": sorted(
                 {f"{type(q.soft).__name__}, {type(q.ste).__name__}" for masked in self._masked for q in masked.values()}
@@ -217,6 +250,17 @@ def _check_hardness(ends: tuple[float, float] | None, soft: Spec) -> tuple[float
         raise UsageError(f"soft_hardness must be two positive numbers, a window's first and last, found {ends!r}")
     if member.hardness is None:
         raise UsageError(f"soft_hardness {tuple(ends)} has nothing to act on: soft {soft!r} has no hardness")
+    return ends[0], ends[1]
+
+
+def _check_strength(ends: tuple[float, float] | None, ste: Spec) -> tuple[float, float] | None:
+    """Return the surrogate's first and last strength if there can be such, ``None`` if none are given."""
+    if ends is None:
+        return None
+    if ste is None:
+        raise UsageError(f"ste_strength {tuple(ends)} has nothing to act on: ste is None, no surrogate passes")
+    if len(ends) != 2 or not all(isinstance(end, (int, float)) and 0 <= end < math.inf for end in ends):
+        raise UsageError(f"ste_strength must be two numbers of at least 0, first and last, found {ends!r}")
     return ends[0], ends[1]
 
 

@@ -137,6 +137,8 @@ class Quantizer(nn.Module):
     direct: ClassVar[bool] = False
     #: set by an optimizer that takes gradients at the latent: while training, a weight passes as it is
     at_latent: bool = False
+    #: set by a `frostbit.Blockade`: no gradient passes, whatever the pair says; values stay as they are
+    shut: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Mark a class that brings an F of its own as smooth, unless it says otherwise itself."""
@@ -185,7 +187,7 @@ class Quantizer(nn.Module):
     @property
     def blocks(self) -> bool:
         """Whether no gradient passes, so that the output carries no autograd history."""
-        return self._hardened or not self.trainable
+        return self._hardened or self.shut or not self.trainable
 
     @property
     def frozen_share(self) -> float:

@@ -18,6 +18,8 @@ class Masked(Quantizer):
     Where M = 1 the gradient is 0 (STE-free) or that of the surrogate ``ste``. The mask belongs to a progression,
     which sets ``mask`` and ``stage``; both are plain attributes, so a ``state_dict`` does not hold them.
 
+    `set_strength` weakens the surrogate: frozen entries then get that share of its gradient.
+
     Args:
         soft: the smooth member for entries that are not frozen.
         ste: the surrogate for frozen entries; ``None`` for STE-free training.
@@ -41,6 +43,8 @@ class Masked(Quantizer):
         self.frozen = frozen
         self.stage: Stage = "soft"
         self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
+        self._strength: Tensor | None = None  # a tensor, so that its changes recompile no graph; None for 1
+        self._ste_passes = ste is not None
 
     def extreme(self, x: Tensor) -> Tensor:
         """Return what frozen entries become."""
@@ -59,7 +63,13 @@ class Masked(Quantizer):
     @property
     def blocks(self) -> bool:
         """Whether everything is frozen and nothing passes a gradient there."""
-        return self._hardened or (self.stage == "hard" and self.ste is None and self.drop_frozen)
+        return self._hardened or self.shut or (self.stage == "hard" and not self._ste_passes and self.drop_frozen)
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the surrogate's gradient by ``strength``, at least 0; at 0 the quantizer is STE-free."""
+        self._strength = torch.tensor(1.0) if self._strength is None else self._strength
+        self._strength.fill_(strength)
+        self._ste_passes = self.ste is not None and strength > 0
 
     @property
     def frozen_share(self) -> float:
@@ -72,7 +82,9 @@ class Masked(Quantizer):
     def moment(self) -> object:
         """Stage and mask, and what the members say of themselves; see `Quantizer.moment`."""
         mask = None if self.mask is None else (id(self.mask), self.mask._version)
-        return self.stage, mask, self._hardened, self.soft.moment, None if self.ste is None else self.ste.moment
+        strength = None if self._strength is None else self._strength._version
+        surrogate = None if self.ste is None else (self.ste.moment, strength)
+        return self.stage, mask, self._hardened, self.soft.moment, surrogate
 
     def _mask_for(self, x: Tensor) -> Tensor:
         mask = self.mask
@@ -103,12 +115,18 @@ class Masked(Quantizer):
     def pull(self, grad: Tensor, x: Tensor, overwrite: bool = False) -> Tensor:
         """Return the gradient of soft entries, and of frozen ones through ``ste`` if there is one."""
         if self.stage == "hard":
-            return torch.zeros_like(grad) if self.ste is None else self.ste.pull(grad, x, overwrite)
+            return self._pull_frozen(grad, x, overwrite)
         if self.stage == "soft":
             return self.soft.pull(grad, x, overwrite)
         mask = self._mask_for(x)
         open_part = self.soft.pull(grad * (1 - mask), x, overwrite=True)
-        return open_part if self.ste is None else open_part.add_(self.ste.pull(grad * mask, x, overwrite=True))
+        return open_part if self.ste is None else open_part.add_(self._pull_frozen(grad * mask, x, overwrite=True))
+
+    def _pull_frozen(self, grad: Tensor, x: Tensor, overwrite: bool) -> Tensor:
+        if self.ste is None:
+            return torch.zeros_like(grad)
+        passed = self.ste.pull(grad, x, overwrite)
+        return passed if self._strength is None else passed * self._strength
 
     def scale_of_gradient(self, scale: Tensor) -> Tensor | None:
         """Return the soft member's share where it is in charge, the surrogate's elsewhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,15 @@ from frostbit import models
 from frostbit.binarize import Report, binarize_
 from frostbit.data import Dataset, Loader
 from frostbit.errors import UsageError
-from frostbit.progression import Anneal, Progression, StoMPP
+from frostbit.progression import ORDERINGS, Anneal, Blockade, Progression, StoMPP, order_by
+from frostbit.training.distill import Distill
 from frostbit.training.files import load_tensors
 from frostbit.training.module import check_keys
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import COMMON_FIELDS, PROGRESSION_FIELDS
+from frostbit.training.resolve import COMMON_FIELDS, PROGRESSION_FIELDS, flatten, read_yaml, resolve
+
+#: training samples from which an order of freezing is computed
+ORDERING_SAMPLES = 256
 
 
 @dataclasses.dataclass
@@ -32,6 +37,8 @@ class Built:
         report: what the conversion did; ``None`` for a float network.
         progression: ``None`` for methods without.
         steps_per_epoch: optimizer steps in one epoch.
+        blockade: ``None`` for all but experiments with one.
+        distill: ``None`` where only labels are learned.
     """
 
     recipe: Recipe
@@ -40,6 +47,8 @@ class Built:
     report: Report | None
     progression: Progression | None
     steps_per_epoch: int
+    blockade: Blockade | None = None
+    distill: Distill | None = None
 
     @property
     def total_steps(self) -> int:
@@ -70,15 +79,19 @@ def build(recipe: Recipe, seed: int) -> Built:
 
     random.seed(seed)
     torch.manual_seed(seed)
-    net, report = make_net(recipe, example_inputs(recipe, data), seed, data.vocabulary)
-    progression = make_progression(recipe, net, recipe.train.epochs * steps_per_epoch, seed)
-    return Built(recipe, data, net, report, progression, steps_per_epoch)
+    example = example_batch(recipe, data, 16)[0]
+    net, report = make_net(recipe, example, seed, data.vocabulary)
+    steps = recipe.train.epochs * steps_per_epoch
+    progression = make_progression(recipe, net, steps, seed, data)
+    blockade = make_blockade(recipe, net, steps)
+    distill = make_distill(recipe, example, seed, data.vocabulary)
+    return Built(recipe, data, net, report, progression, steps_per_epoch, blockade, distill)
 
 
-def example_inputs(recipe: Recipe, data: Dataset) -> torch.Tensor:
-    """Return a few training images or texts as the network will see them."""
-    few = min(16, len(data.train))
-    return Loader(data.train, few, shuffle=False, mean=data.mean, std=data.std, dtype=dtype_of(recipe)).batch(0, 0)[0]
+def example_batch(recipe: Recipe, data: Dataset, few: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a few training images or texts as the network will see them, and their labels."""
+    few = min(few, len(data.train))
+    return Loader(data.train, few, shuffle=False, mean=data.mean, std=data.std, dtype=dtype_of(recipe)).batch(0, 0)
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
@@ -148,16 +161,62 @@ def make_net(
     return net, binarize_(net, example_input=example, **settings)
 
 
-def make_progression(recipe: Recipe, net: nn.Module, total_steps: int, seed: int) -> Progression | None:
-    """Create the recipe's progression over ``net``, or nothing."""
+def make_progression(recipe: Recipe, net: nn.Module, total_steps: int, seed: int, data: Dataset) -> Progression | None:
+    """Create the recipe's progression over ``net``, or nothing; an order to be computed is so on training samples."""
     config = recipe.progression
     if config is None:
         return None
     chosen = {name: getattr(config, name) for name in (*COMMON_FIELDS, *PROGRESSION_FIELDS[config.kind])}
     if config.seed is None:
         chosen["seed"] = seed
+    if config.order in ORDERINGS:
+        if config.kind != "stompp":
+            raise UsageError(f"progression.order={config.order!r} is computed for stompp, found kind={config.kind!r}")
+        inputs, labels = example_batch(recipe, data, ORDERING_SAMPLES)
+        freezes: Any = {"soft": config.soft, "targets": config.targets}
+        chosen["order"] = order_by(str(config.order), net, inputs, labels, **freezes)
     kind: type[StoMPP] | type[Anneal] = StoMPP if config.kind == "stompp" else Anneal
     return kind(net, total_steps=total_steps, **chosen)
+
+
+def make_blockade(recipe: Recipe, net: nn.Module, total_steps: int) -> Blockade | None:
+    """Create the recipe's blockade over ``net``, or nothing; after its progression."""
+    config = recipe.blockade
+    if config is None:
+        return None
+    return Blockade(net, config.unit or "", round(config.start * total_steps), round(config.stop * total_steps))
+
+
+def make_distill(
+    recipe: Recipe, example: torch.Tensor, seed: int, vocabulary: tuple[int, int] | None = None
+) -> Distill | None:
+    """Load the recipe's teacher, or nothing; no random number that the run draws depends on it.
+
+    Raises:
+        UsageError: no float network for these inputs and classes.
+    """
+    config = recipe.distill
+    if config is None:
+        return None
+    source = str(config.teacher).replace("{seed}", str(seed))
+    model = recipe.model
+    settings = Path(source) / "config.yaml"
+    if settings.exists():  # the teacher may be another network than the student
+        theirs = resolve(flatten(read_yaml(settings).get("recipe") or {}, str(settings)))
+        if theirs.binarize is not None:
+            raise UsageError(f"distill.teacher must be a float run, found method {theirs.method!r} in {source!r}")
+        model = theirs.model
+    sizes = [(m.num_classes, m.input_size) for m in (recipe.model, model)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"distill.teacher must have {sizes[0][0]} classes and inputs of size {sizes[0][1]}, "
+            f"found {sizes[1][0]} and {sizes[1][1]} in {source!r}"
+        )
+    with torch.random.fork_rng():
+        teacher, _ = make_net(
+            dataclasses.replace(recipe, model=model, binarize=None, init_from=source), example, seed, vocabulary
+        )
+    return Distill(teacher, config.temperature, config.weight)
 
 
 def load_float(net: nn.Module, source: str) -> None:

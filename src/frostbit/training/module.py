@@ -18,7 +18,8 @@ from frostbit.analysis import Recorder
 from frostbit.data import Augment, Dataset, Loader, Split, StreamSplit
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_
-from frostbit.progression import Progression
+from frostbit.progression import Blockade, Moments, Progression, step_sizes
+from frostbit.training.distill import Distill
 from frostbit.training.files import write_atomically
 from frostbit.training.flips import FlipWatch
 from frostbit.training.health import first_not_finite
@@ -39,6 +40,8 @@ class TrainingModule(L.LightningModule):
         seed: of the data order and the augmentation.
         steps_per_epoch: optimizer steps in one epoch.
         progression: what freezes or anneals ``net``, or ``None``; attached to the optimizer here.
+        blockade: of an experiment, or ``None``; attached like the progression.
+        distill: what mixes a teacher's answers into the loss, or ``None``.
         checkpoint: where the run's checkpoint is, for the message of a run that has to stop.
     """
 
@@ -51,6 +54,8 @@ class TrainingModule(L.LightningModule):
         seed: int,
         steps_per_epoch: int,
         progression: Progression | None = None,
+        blockade: Blockade | None = None,
+        distill: Distill | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         super().__init__()
@@ -60,6 +65,8 @@ class TrainingModule(L.LightningModule):
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.progression = progression
+        self.blockade = blockade
+        self.distill = distill
         self.checkpoint = checkpoint
         self.record = Record()
         self.flips: FlipWatch | None = None
@@ -149,6 +156,10 @@ class TrainingModule(L.LightningModule):
         optimizer = make_optimizer(config.optimizer, self.net)
         if self.progression is not None:
             self.progression.attach(optimizer)
+            if config.optimizer.moments not in (None, "keep"):
+                Moments(self.progression, optimizer, config.optimizer.moments, config.optimizer.moments_at or "start")
+        if self.blockade is not None:
+            self.blockade.attach(optimizer)
         if any(getattr(layer, "latent_clip", None) is not None for layer in self.net.modules()):
             optimizer.register_step_post_hook(lambda *_: clip_latents_(self.net))
         if self.recorder is not None:
@@ -171,9 +182,13 @@ class TrainingModule(L.LightningModule):
         inputs, labels = batch
         logits = self.net(inputs)
         loss = F.cross_entropy(logits, labels)
+        if self.distill is not None:
+            loss = self.distill(loss, logits, inputs)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise self.failure("the loss", self.global_step, inputs)
         self._unchecked.append(loss.detach())
+        if self.progression is not None:
+            self.progression.observe(loss)
         self.record.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
         # with everything frozen no gradient is left; the step and the clock still have to happen
         return loss if loss.requires_grad else loss.detach().requires_grad_()
@@ -190,6 +205,10 @@ class TrainingModule(L.LightningModule):
         shares = {} if self.recipe.binarize is None else frozen_fraction(self.net)
         shares = {name: round(share, 4) for name, share in shares.items()}
         flips = {} if self.flips is None else self.flips.row()
+        if self.recipe.train.record_moments and self.progression is not None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            flips |= {name: float(f"{size:.4g}") for name, size in step_sizes(self.progression, optimizer).items()}
         self.record.steps.append({"step": step, "loss": loss, "train_acc": accuracy, **shares, **flips})
         self.log("loss", loss, prog_bar=True, logger=False)
         if self.logger is not None:
@@ -227,6 +246,7 @@ class TrainingModule(L.LightningModule):
         """Add the progression, the rows written so far and the random state."""
         checkpoint["frostbit"] = {
             "progression": None if self.progression is None else self.progression.state_dict(),
+            "blockade": None if self.blockade is None else self.blockade.state_dict(),
             "record": self.record.state_dict(),
             "units": None if self.recorder is None else self.recorder.state_dict(),
             "random": torch.get_rng_state(),
@@ -247,6 +267,8 @@ class TrainingModule(L.LightningModule):
             raise UsageError(f"{source!r} belongs to another method: expected one {expected} a progression")
         if self.progression is not None:
             self.progression.load_state_dict(state["progression"])
+        if self.blockade is not None:
+            self.blockade.load_state_dict(state["blockade"])
         self.record.load_state_dict(state["record"])
         if self.recorder is not None and state.get("units") is not None:  # older checkpoints have none
             self.recorder.load_state_dict(state["units"])

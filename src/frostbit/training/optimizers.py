@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from frostbit import optim
 from frostbit.errors import UsageError
 from frostbit.optim.rules import BIAS_CORRECTIONS
+from frostbit.progression import ACTIONS, MOMENTS_AT
 from frostbit.registry import check_choice
 from frostbit.training.recipe import OptimizerConfig, ScheduleConfig
 from frostbit.units import binary_parameters
@@ -27,15 +29,18 @@ FLIP_RULES: dict[str, type[optim.FlipOptimizer]] = {
 }
 #: a field of the recipe → the rule's argument
 _ARGUMENTS = {name: name for name in ("threshold", "gamma", "sigma", "bias_correction")} | {"flip_lr": "lr"}
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {"weight_decay": ("at least 0", lambda value: value >= 0)}
 HYPER_SHAPES = ("linear", "exponential", "cosine", "staircase")
-_LATENT_FIELDS = ("grad_at", "step_from")
+#: of optimizers that move latent weights
+_LATENT_FIELDS = ("grad_at", "step_from", "moments", "moments_at", "weight_decay_end")
+_PLAIN_FIELDS = (*_LATENT_FIELDS, "hyper_shape", "stairs")
 _FLIP_FIELDS = ("rest", "hyper_shape", "stairs")
 PLAIN_OPTIMIZERS = ("sgd", "adam", "adamw")
 #: what a recipe says about each optimizer
 OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
-    "sgd": (*_LATENT_FIELDS, "momentum", "nesterov"),
-    "adam": (*_LATENT_FIELDS, "betas"),
-    "adamw": (*_LATENT_FIELDS, "betas"),
+    "sgd": (*_PLAIN_FIELDS, "momentum", "nesterov"),
+    "adam": (*_PLAIN_FIELDS, "betas"),
+    "adamw": (*_PLAIN_FIELDS, "betas"),
     "bop": (*_FLIP_FIELDS, "threshold", "gamma", "threshold_end", "gamma_end"),
     "bop2ndorder": (
         *(*_FLIP_FIELDS, "threshold", "gamma", "sigma", "bias_correction"),
@@ -65,10 +70,12 @@ def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
         UsageError: an unknown name in one of the rule's fields.
     """
     fields = dict(OPTIMIZER_FIELDS)
+    check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
+    check_choice("optimizer.moments", config.moments or "keep", ACTIONS)
+    check_choice("optimizer.moments_at", config.moments_at or "start", MOMENTS_AT)
     if config.name in FLIP_RULES:
         config.rest = check_choice("optimizer.rest", config.rest or "adam", PLAIN_OPTIMIZERS)
         fields[config.name] += tuple(name for name in fields[config.rest] if name not in _LATENT_FIELDS)
-        check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
         for name, value in flip_defaults(config.name).items():
             if getattr(config, name) is None:
                 setattr(config, name, value)
@@ -128,7 +135,7 @@ def _plain(name: str, config: OptimizerConfig) -> tuple[type[torch.optim.Optimiz
 def make_hyper_schedule(
     config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> optim.HyperSchedule | None:
-    """Return the schedule of the flip rule's hyper-parameters, ``None`` if they are constant.
+    """Return the schedule of weight decay or of a flip rule's hyper-parameters, ``None`` if they are constant.
 
     Args:
         config: of the recipe.
@@ -138,7 +145,7 @@ def make_hyper_schedule(
     Raises:
         UsageError: ends that such a curve cannot join.
     """
-    ends = {name: getattr(config, f"{name}_end") for name in ("threshold", "gamma", "sigma")}
+    ends = {name: getattr(config, f"{name}_end") for name in ("weight_decay", "threshold", "gamma", "sigma")}
     shape = check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
     curves: dict[str, optim.Curve] = {}
     try:
@@ -146,7 +153,7 @@ def make_hyper_schedule(
             start = getattr(config, name)
             if end is None or start is None:
                 continue
-            words, fits = FLIP_RULES[config.name].ranges[name]
+            words, fits = _RANGES[name] if name in _RANGES else FLIP_RULES[config.name].ranges[name]
             if not fits(end) and (end != 0 or shape == "staircase"):  # a 0 is reached behind the last step otherwise
                 raise ValueError(f"it must be {words}")
             if shape == "staircase":

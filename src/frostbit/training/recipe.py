@@ -50,8 +50,9 @@ class ProgressionConfig:
     """Where and when binary values are enforced: ``frostbit.StoMPP`` or ``frostbit.Anneal``."""
 
     kind: Annotated[Literal["stompp", "anneal"], "stochastic freezing, or annealing of a quantity"] = "stompp"
-    order: Annotated[str | list[str] | None, "forward, reverse, global, or a list of unit names"] = None
+    order: Annotated[str | list[str] | None, "forward, reverse, global, damage, gradient, or unit names"] = None
     steps_per_unit: Annotated[list[int] | None, "window lengths; equal shares if left out"] = None
+    pace: Annotated[str | None, "window lengths: equal, or by a measured signal: gradient, flips, recovery"] = "equal"
     tail: Annotated[int | float, "steps, or share of the run, after the last window"] = 0
     seed: Annotated[int | None, "seed of the masks; the run's own if left out"] = None
     schedule: Annotated[str | None, "frozen share of a unit over its window"] = "cubic"
@@ -60,6 +61,8 @@ class ProgressionConfig:
     soft: Annotated[Spec | None, "what unfrozen entries pass through"] = "clip"
     soft_hardness: Annotated[tuple[float, float] | None, "hardness of soft inside a window, first and last"] = None
     ste: Annotated[Spec | None, "surrogate gradient of frozen entries; null lets none pass"] = None
+    ste_strength: Annotated[tuple[float, float] | None, "factor on that gradient, first and last"] = None
+    ste_span: Annotated[str | None, "what the factor moves over: each unit's window, or the run"] = "window"
     targets: Annotated[list[str] | None, "what is frozen: weight, input or both"] = field(
         default_factory=lambda: ["weight", "input"]
     )
@@ -81,6 +84,9 @@ class OptimizerConfig:
     nesterov: Annotated[bool | None, "sgd: Nesterov momentum"] = False
     betas: Annotated[tuple[float, float] | None, "adam, adamw: decay rates of the averages"] = (0.9, 0.999)
     weight_decay: Annotated[float, "weight decay; of the real kernels alone where weights flip"] = 0.0
+    weight_decay_end: Annotated[float | None, "weight decay at the end of the run; constant if left out"] = None
+    moments: Annotated[str | None, "moments of weights that freeze: keep, reset, or rescale the second ones"] = "keep"
+    moments_at: Annotated[str | None, "when: at the start of a unit's window, its end, or both"] = "start"
     grad_at: Annotated[Place | None, "latent weights: where their gradient is taken"] = "quantized"
     step_from: Annotated[Place | None, "latent weights: where their step starts"] = "latent"
     rest: Annotated[str | None, "flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"
@@ -154,8 +160,27 @@ class TrainConfig:
     deterministic: Annotated[bool, "deterministic algorithms only"] = False
     checkpoint_every: Annotated[int, "epochs between checkpoints"] = 1
     recalibrate_batches: Annotated[int, "training batches for the final batch-norm statistics"] = 100
+    record_moments: Annotated[bool, "also record the optimizer's steps on frozen and unfrozen weights"] = False
     grad_clip: Annotated[float | None, "largest norm of the gradient"] = None
     accumulate: Annotated[int, "batches per optimizer step"] = 1
+
+
+@dataclass
+class BlockadeConfig:
+    """A blockade of the gradient at one unit's input, for an experiment: ``frostbit.Blockade``."""
+
+    unit: Annotated[str | None, "name of the unit"] = None
+    start: Annotated[float, "share of the run after which it begins"] = 0.0
+    stop: Annotated[float, "share of the run after which it ends"] = 1.0
+
+
+@dataclass
+class DistillConfig:
+    """Distillation from a float network."""
+
+    teacher: Annotated[str | None, "float run or checkpoint to learn from; {seed} in it is the run's"] = None
+    temperature: Annotated[float, "softens both answers"] = 4.0
+    weight: Annotated[float, "share of the loss that is the teacher's"] = 0.5
 
 
 @dataclass
@@ -185,6 +210,8 @@ class Recipe:
     data: Annotated[DataConfig, "what is learned"] = field(default_factory=DataConfig)
     train: Annotated[TrainConfig, "the loop"] = field(default_factory=TrainConfig)
     init_from: Annotated[str | None, "float run or checkpoint to start from; {seed} in it is the run's"] = None
+    distill: Annotated[DistillConfig | None, "learning from a float network"] = field(default_factory=DistillConfig)
+    blockade: Annotated[BlockadeConfig | None, "a blockade of the gradient"] = field(default_factory=BlockadeConfig)
     seeds: Annotated[list[int], "seeds of initial weights, data order and masks"] = field(default_factory=lambda: [0])
     arms: Annotated[dict[str, dict[str, Any] | None], "{arm: settings that differ}"] = field(default_factory=dict)
     scales: Annotated[dict[str, dict[str, Any] | None], "{smaller scale: settings, arms and seeds that differ}"] = (

@@ -27,15 +27,19 @@ SCHEDULE_FIELDS = {
     "linear": ("final_lr",),
     "step": ("milestones", "gamma"),
 }
-COMMON_FIELDS = ("order", "steps_per_unit", "tail", "seed")
+COMMON_FIELDS = ("order", "steps_per_unit", "pace", "tail", "seed")
 PROGRESSION_FIELDS = {
     "stompp": (
         *("schedule", "refresh", "refresh_rule", "soft", "soft_hardness"),
-        *("ste", "targets", "mask", "drop_frozen"),
+        *("ste", "ste_strength", "ste_span", "targets", "mask", "drop_frozen"),
     ),
     "anneal": ("quantity", "start", "end", "shape"),
 }
 METHOD_SECTIONS = ("binarize", "progression")
+
+
+#: sections that are not there unless something is said in them
+_ABSENT = ("paper", "distill", "blockade")
 
 
 def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
@@ -71,7 +75,7 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
                 raise UsageError(f"{name} means nothing here: method {method!r} has no {section}")
             del stated[name]
     preset.update({f"optimizer.{key}": value for key, value in (METHODS[method].get("optimizer") or {}).items()})
-    complete = overlay({n: s.default for n, s in SETTINGS.items()}, {"paper": None}, preset, stated)
+    complete = overlay({n: s.default for n, s in SETTINGS.items()}, dict.fromkeys(_ABSENT), preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
     _settle(recipe)
@@ -146,11 +150,18 @@ def _settle(recipe: Recipe) -> None:
     _choice("train.accelerator", recipe.train.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     if recipe.progression is not None and recipe.binarize is None:
         raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")
+    if recipe.distill is not None and not recipe.distill.teacher:
+        raise UsageError("distill.teacher must name a float run or checkpoint, found none")
+    if recipe.blockade is not None and recipe.binarize is None:
+        raise UsageError("a blockade needs binarize.input: a float network has no unit to block")
     flat = flatten(dataclasses.asdict(recipe))
     for name, low, strictly in _BOUNDS:
         value = flat.get(name)
         if value is not None and not (value > low if strictly else value >= low):
             raise UsageError(f"{name} must be {'above' if strictly else 'at least'} {low}, found {value}")
+    for name in ("distill.weight", "blockade.start", "blockade.stop"):
+        if not 0 <= flat.get(name, 0) <= 1:
+            raise UsageError(f"{name} must lie in [0, 1], found {flat[name]}")
     if not 0 <= recipe.data.val_fraction < 1:
         raise UsageError(f"data.val_fraction must lie in [0, 1), found {recipe.data.val_fraction}")
     if not recipe.seeds:
@@ -178,6 +189,8 @@ _BOUNDS = (
     ("train.grad_clip", 0, True),
     ("optimizer.lr", 0, True),
     ("optimizer.weight_decay", 0, False),
+    ("optimizer.weight_decay_end", 0, False),
+    ("distill.temperature", 0, True),
     ("schedule.warmup_epochs", 0, False),
     ("data.size", 1, False),
     ("data.length", 1, False),

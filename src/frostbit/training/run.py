@@ -84,6 +84,8 @@ def train(
         seed=seed,
         steps_per_epoch=built.steps_per_epoch,
         progression=built.progression,
+        blockade=built.blockade,
+        distill=built.distill,
         checkpoint=checkpoint,
     )
     with quiet_lightning():
@@ -229,10 +231,17 @@ def binary_mac_share(built: Built) -> float:
 def resolved_config(built: Built) -> dict[str, Any]:
     """Return the complete configuration as results hold it: nothing in it names the machine."""
     config = to_dict(built.recipe)
-    data, arguments = config["data"], config["model"]["args"]
-    for holder, key in ((data, "path"), (data, "tokenizer"), (arguments, "checkpoint"), (config, "init_from")):
+    data, arguments, distill = config["data"], config["model"]["args"], config["distill"] or {}
+    paths = (
+        (data, "path"),
+        (config, "init_from"),
+        (distill, "teacher"),
+        (data, "tokenizer"),
+        (arguments, "checkpoint"),
+    )
+    for holder, key in paths:
         value = holder.get(key)
-        if value is not None and (key in ("path", "init_from") or Path(value).expanduser().exists()):
+        if value is not None and (key in ("path", "init_from", "teacher") or Path(value).expanduser().exists()):
             holder[key] = Path(value).name  # what is no file is a name on the hub or of a package
     return config | {"derived": derived(built)}
 
@@ -291,7 +300,9 @@ def read_windows(folder: str | Path) -> list[tuple[str, int, int]]:
     if not path.exists():
         return []
     progression = load_tensors(path)["frostbit"]["progression"]
-    return [] if progression is None else list(progression["identity"]["windows"])
+    if progression is None:
+        return []
+    return list((progression.get("pace") or progression["identity"])["windows"])
 
 
 def load_run(folder: str | Path, data_path: str | None = None) -> tuple[TrainingModule, Built]:
@@ -309,6 +320,7 @@ def load_run(folder: str | Path, data_path: str | None = None) -> tuple[Training
     """
     recipe, _, seed = read_config(folder)
     recipe.data.path = data_path or recipe.data.path
+    recipe.distill = None  # the teacher has done its work, and may be elsewhere now
     built = build(recipe, seed)
     module = TrainingModule(
         built.net,
@@ -317,6 +329,8 @@ def load_run(folder: str | Path, data_path: str | None = None) -> tuple[Training
         seed=seed,
         steps_per_epoch=built.steps_per_epoch,
         progression=built.progression,
+        blockade=built.blockade,
+        distill=built.distill,
         checkpoint=Path(folder) / "last.ckpt",
     )
     checkpoint = load_tensors(Path(folder) / "last.ckpt")

@@ -183,7 +183,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     if data["paper"]:
         del data["paper"]["verdict"]  # comes after the results
     # plain data has no tuples, and what is read back from a file must compare equal
-    for section, field in (("optimizer", "betas"), ("progression", "soft_hardness")):
+    for section, field in (("optimizer", "betas"), ("progression", "soft_hardness"), ("progression", "ste_strength")):
         if data[section] and data[section][field] is not None:
             data[section][field] = list(data[section][field])
     return data
