@@ -78,7 +78,7 @@ def photographs(size: int, count: int) -> Tensor:
     """Return normalized square crops [count, 3, size, size] of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
-    photos = [torch.from_numpy(each).permute(2, 0, 1)[None] / 255.0 for each in load_sample_images().images]
+    photos = [torch.tensor(each).permute(2, 0, 1)[None] / 255.0 for each in load_sample_images().images]
     generator, crops = torch.Generator().manual_seed(0), []
     for index in range(count):
         photo = photos[index % len(photos)]
