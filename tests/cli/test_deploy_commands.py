@@ -141,6 +141,9 @@ def test_bench_runs_on_given_images(place, tmp_path):
 
 
 def test_bench_says_which_engine_failed(place, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "ENGINES", {"frostbit_runtim": "frostbit_runtime"})
-    frostbit("bench", place / "net.safetensors", "--threads 1", code=1)
-    assert "frostbit_runtim failed on" in capsys.readouterr().err
+    """And keeps what the others took."""
+    monkeypatch.setattr(bench, "ENGINES", {"frostbit_runtim": "numpy", "frostbit_runtime": "frostbit_runtime"})
+    frostbit("bench", place / "net.safetensors", "--batch 1 --threads 1 --seconds 0.01", code=1)
+    printed = capsys.readouterr()
+    assert "frostbit_runtim failed on" in printed.err
+    assert printed.out.splitlines()[-1].startswith("frostbit_runtime ")
