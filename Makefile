@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint docs bench bench-peers studies clean
+.PHONY: demo test test-slow lint docs bench bench-deploy bench-peers parity studies clean
 .DEFAULT_GOAL := demo
 
 # torch comes first and by itself, so that no other package chooses its build
@@ -44,6 +44,17 @@ docs: $(VENV)/dev
 bench: $(VENV)/demo  ## step time and saved bytes beside the float network; a whole run's time; what recording costs
 	cd benchmarks && ../$(BIN)/python step.py && ../$(BIN)/python whole_run.py && ../$(BIN)/python pipeline.py && ../$(BIN)/python recorder.py
 
+$(VENV)-lce/lce: benchmarks/lce.txt
+	$(PYTHON) -m venv $(VENV)-lce
+	$(VENV)-lce/bin/pip install -q --disable-pip-version-check -r benchmarks/lce.txt
+	touch $@
+
+bench-deploy: $(VENV)/dev $(VENV)-lce/lce  ## kernels and packed networks beside torch, onnxruntime and larq-compute-engine
+	cd benchmarks && ../$(BIN)/python kernels.py && ../$(BIN)/python deploy.py --lce ../$(VENV)-lce/bin/python
+
+parity: $(VENV)/dev  ## train every family a little, pack it, hold it against torch and numpy; DATA="--data cifar10 --path FOLDER"
+	cd benchmarks && ../$(BIN)/python parity.py $(DATA)
+
 $(VENV)-peers/peers: constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
@@ -54,4 +65,4 @@ bench-peers: $(VENV)-peers/peers  ## brevitas, bitorch and torchao beside this, 
 	cd benchmarks && ../$(VENV)-peers/bin/python peers.py && ../$(VENV)-peers/bin/python peers_parq.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers build dist site runtime/build
+	rm -rf $(VENV) $(VENV)-lce $(VENV)-peers build dist site runtime/build

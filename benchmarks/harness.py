@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -102,14 +103,19 @@ def training_step(
     return step
 
 
+def place(name: str, cpu: str) -> Path:
+    """Return where a benchmark's figures of one kind of processor are: ``results/benchmarks/<cpu>/<name>.json``."""
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-") / f"{name}.json"
+
+
 def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table and write them, with the machine, to ``results/benchmarks/<name>.json``."""
+    """Print rows as a table and write them, with the machine, beside other machines' (`place`)."""
     widths = {key: max(len(key), *(len(_cell(row[key])) for row in rows)) for key in rows[0]}
     print("  ".join(f"{key:<{width}}" for key, width in widths.items()))
     for row in rows:
         print("  ".join(f"{_cell(row[key]):<{width}}" for key, width in widths.items()))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = place(name, cpu_name())
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"benchmark": name, "machine": machine(), "rows": rows}, indent=1) + "\n")
 
 

@@ -26,7 +26,7 @@ import numba
 import numpy as np
 import torch
 from harness import report, rounds_of
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -220,8 +220,11 @@ def stem(top: float, rounds: int) -> list[Row]:
 
 
 def lesser(name: str, rounds: int) -> list[Row]:
-    """Return the rows of a lesser target, measured in a process of its own."""
+    """Return the rows of a lesser target, measured in a process of its own; none if the machine has no such thing."""
     cpu, features = LESSER[name]
+    host = binding.get_host_cpu_features()
+    if name == TARGET.name or not all(host.get(each.strip("+"), True) for each in features.split(",")):
+        return []
     environment = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, __file__, "--lesser", "--rounds", str(rounds)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -93,7 +93,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def main() -> None:
     """Rewrite the block between the markers."""
     parts = [f"{about}\n\n{table()}" for about, table in SECTIONS.items()]
-    parts += [benchmark_table(path) for path in sorted((RESULTS / "benchmarks").glob("*.json"))]
+    files = sorted((RESULTS / "benchmarks").glob("*/*.json"), key=lambda path: path.stem)
+    parts += map(benchmark_table, files)
     block = "<!-- measured -->\n" + "\n".join(parts) + "<!-- /measured -->"
     readme = ROOT / "README.md"
     text = readme.read_text()

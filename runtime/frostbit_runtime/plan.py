@@ -17,6 +17,7 @@ import numpy as np
 from frostbit_runtime import kernels, steps
 from frostbit_runtime.check import check
 from frostbit_runtime.program import Array, Op, Program, Shape, Value
+from frostbit_runtime.rows import rowwise
 from frostbit_runtime.steps import Action, Plain, Step, Tail
 from frostbit_runtime.transposed import Transposed
 
@@ -124,6 +125,9 @@ class _Graph:
             return steps.MaxPool(op.attrs)
         if op.kind == "avg_pool":
             return steps.AvgPool(op.attrs)
+        by_rows = rowwise(op, self.tensors(op), dims)
+        if by_rows is not None:
+            return by_rows
         plain = Plain(op, self.tensors(op))
         if op.kind == "permute":
             return steps.Permute(plain)

@@ -47,7 +47,7 @@ import sys, numpy as np, frostbit_runtime
 net = frostbit_runtime.load(sys.argv[1])
 net.warm_up()
 np.save(sys.argv[3], net(np.load(sys.argv[2])))
-print([m for m in ("torch", "frostbit") if m in sys.modules], net.labels[:2])
+print([m for m in ("torch", "frostbit", "numba") if m in sys.modules], net.labels[:2])
 """
 
 
@@ -66,5 +66,5 @@ def test_a_venv_without_torch_loads_and_predicts(tmp_path):
     code = "import importlib.util; print(importlib.util.find_spec('torch'), importlib.util.find_spec('frostbit'))"
     assert python(binary, code, PYTHONPATH="") == "None None"
     found = python(binary, PREDICT, tmp_path / "net.safetensors", tmp_path / "x.npy", tmp_path / "y.npy", PYTHONPATH="")
-    assert found == "[] ['class 0', 'class 1']"
+    assert found == "['numba'] ['class 0', 'class 1']"
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), interpret(program, x))

@@ -82,6 +82,32 @@ def test_tokens(shape):
     same(Network(program)(tokens), interpret(program, tokens))
 
 
+@pytest.mark.parametrize(
+    ("kind", "attrs"),
+    [
+        ("gelu", {"approximate": "none"}),
+        ("gelu", {"approximate": "tanh"}),
+        ("silu", {}),
+        ("sigmoid", {}),
+        ("tanh", {}),
+        ("softmax", {"axis": -1}),
+        ("softmax", {"axis": 2}),
+        ("softmax", {"axis": 1}),
+        ("layer_norm", {"axes": 1, "eps": 1e-5}),
+        ("layer_norm", {"axes": 2, "eps": 1e-5}),
+    ],
+)
+def test_rows_in_parts(kind, attrs):
+    """Large enough for several parts and several threads; numbers far out, where curves are flat."""
+    b = Builder(np.random.default_rng(0))
+    program = b.program(b.op(kind, b.input((None, 150, 199)), attrs=attrs))
+    x = np.random.default_rng(1).standard_normal((3, 150, 199)).astype(np.float32) * np.float32(4)
+    expected = interpret(program, x)
+    for threads in (1, 3):
+        same(Network(program)(x, threads=threads), expected)
+    same(np.signbit(Network(program)(x)), np.signbit(expected))
+
+
 def test_what_belongs_together_is_one_step():
     # 16 operations: six layers with all that follows them, and the first signs
     assert [step.output for step in plan(binarynet())] == ["v1", "v2", "v5", "v7", "v10", "v13", "v15"]

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from frostbit.cli import bench, main
+from frostbit.errors import RunError
 
 SMALL = [
     *("--model", "mlp", "--model.args.hidden", "[24,24,24]", "--binarize.min_binary_macs", "0"),
@@ -117,7 +118,7 @@ def test_bench_measures_in_processes_of_their_own(place, tmp_path, capsys, monke
     assert len(out.splitlines()) == 4
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [(row["threads"], row["batch"]) for row in rows] == [(1, 1), (1, 3)]
-    assert all(row["ms"] > 0 and row["peak_mb"] > 1 for row in rows)
+    assert all(row["ms"] > 0 and row["cpu_ms"] > 0 and row["peak_mb"] > 1 for row in rows)
 
 
 @pytest.mark.slow
@@ -128,7 +129,21 @@ def test_bench_knows_its_neighbours(place, capsys):
     assert not err
 
 
+def test_bench_runs_on_given_images(place, tmp_path):
+    """A file of two samples serves any batch; one of another size is refused, so it was read."""
+    request = {"file": str(place / "net.safetensors"), "engine": "frostbit_runtime", "threads": 1, "batches": [1, 3]}
+    request |= {"seconds": 0.01, "images": str(tmp_path / "x.npy")}
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), np.float32))
+    assert set(bench.measure(request)) == {"1", "3"}
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 9, 9), np.float32))
+    with pytest.raises(RunError, match="frostbit_runtime failed"):
+        bench.measure(request)
+
+
 def test_bench_says_which_engine_failed(place, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "ENGINES", {"frostbit_runtim": "frostbit_runtime"})
-    frostbit("bench", place / "net.safetensors", "--threads 1", code=1)
-    assert "frostbit_runtim failed on" in capsys.readouterr().err
+    """And keeps what the others took."""
+    monkeypatch.setattr(bench, "ENGINES", {"frostbit_runtim": "numpy", "frostbit_runtime": "frostbit_runtime"})
+    frostbit("bench", place / "net.safetensors", "--batch 1 --threads 1 --seconds 0.01", code=1)
+    printed = capsys.readouterr()
+    assert "frostbit_runtim failed on" in printed.err
+    assert printed.out.splitlines()[-1].startswith("frostbit_runtime ")

@@ -5,6 +5,7 @@ Signs are uint32 [N, *S, ceil(C/32)], bit c % 32 of word c // 32, 1 = +1, unused
 
 from frostbit_runtime.kernels.binary import BinaryConv, BinaryDense
 from frostbit_runtime.kernels.bits import pack, pack_bool, unpack
+from frostbit_runtime.kernels.gelu import gelu
 from frostbit_runtime.kernels.pools import avg_pool, global_mean, max_pool
 from frostbit_runtime.kernels.real import RealConv, RealDense
 from frostbit_runtime.kernels.simd import TARGET, Target
@@ -17,6 +18,7 @@ __all__ = [
     "RealDense",
     "Target",
     "avg_pool",
+    "gelu",
     "global_mean",
     "max_pool",
     "pack",

@@ -40,7 +40,7 @@ class Target:
         name: of the vector instructions.
         lanes: 32-bit lanes of one register.
         rows: output rows whose counts stay in registers together, as many as fit beside weights and inputs.
-        real_rows: the same for float sums, of which one register each is enough (7×2 of 32; more spill).
+        real_rows: the same for float sums (7×2 of 32 registers, 2×4 of 16; one row more spills: 5 times slower).
         word_counts: whether one instruction counts the bits of 32-bit lanes; else counts gather in bytes, and are
             added up before they overflow.
         form: in which words are best counted (see `products`): PAIRS where any function of three bits is one
@@ -63,7 +63,7 @@ def target_of(features: str) -> Target:
     if {"avx512f", "avx512bw"} <= has:
         return Target("AVX-512BW", 16, 4, 7, word_counts=False, form=PAIRS)
     if "avx2" in has:
-        return Target("AVX2", 8, 2, 3, word_counts=False, form=NIBBLES)
+        return Target("AVX2", 8, 2, 2, word_counts=False, form=NIBBLES)
     return Target("128 bits", 4, 2, 2, word_counts=False, form=PLAIN)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -50,19 +51,26 @@ def run(argv: Sequence[str]) -> int:
     sizes = describe(file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = counts("threads", own["threads"]) if own["threads"] else sorted({1, cores})
-    rows = []
+    rows, failures = [], []
     for engine, package in ENGINES.items():
         if importlib.util.find_spec(package) is None:
             print(f"frostbit: {engine} is left out: {package} is not installed", file=sys.stderr)
             continue
         for count in threads:
             request = {"file": str(file), "engine": engine, "threads": count, "batches": batches}
-            found = measure(request | {"seconds": own["seconds"]})
+            try:
+                found = measure(request | {"seconds": own["seconds"]})
+            except RunError as error:  # told once the others' figures are there
+                failures.append(error)
+                break
             rows += [{"engine": engine, "threads": count, "batch": int(b)} | found[b] for b in found]
     print(f"{file}: {sizes['file_bytes']:,} bytes, {sizes['float_bytes']:,} in float32; {cpu_name()}")
-    show(rows)
+    if rows:
+        show(rows)
     if own["out"]:
         write_json(own["out"], {"file": file.name, **sizes, "cpu": cpu_name(), "versions": versions(), "rows": rows})
+    if failures:
+        raise failures[0]
     return 0
 
 
@@ -120,7 +128,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     ours = {(row["threads"], row["batch"]): row["ms"] for row in rows if row["engine"] == rows[0]["engine"]}
     print(f"{'engine':<20} {'threads':>7} {'batch':>5} {'ms':>10} {'x':>7} {'peak MB':>8}")
     for row in rows:
-        factor = row["ms"] / ours[row["threads"], row["batch"]]
+        factor = row["ms"] / ours.get((row["threads"], row["batch"]), math.nan)
         print(
             f"{row['engine']:<20} {row['threads']:>7} {row['batch']:>5} {row['ms']:>10.3f} {factor:>7.1f} "
             f"{row['peak_mb']:>8.0f}"

@@ -48,6 +48,28 @@ Run = Callable[[Sequence[str], Sequence[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Where a sample parted from the model.
+
+    Attributes:
+        sample: its number.
+        site: which binary activation gave it another sign first, counted from 1; ``None``: none did, two outputs are
+            equal but for rounding.
+        value: the model's number there; for outputs, the distance of the two largest.
+        largest: the largest magnitude beside it, in the same tensor.
+    """
+
+    sample: int
+    site: int | None
+    value: float
+    largest: float
+
+    def __str__(self) -> str:
+        where = "outputs apart by" if self.site is None else f"binary activation {self.site} reads"
+        return f"sample {self.sample}: {where} {self.value:.2g} (largest {self.largest:.3g})"
+
+
+@dataclass(frozen=True)
 class Parity:
     """How a written network compares with the hardened model.
 
@@ -57,6 +79,8 @@ class Parity:
         signs: how many signs of activations were compared.
         flips: how many of them differ, each at a number that is 0 but for rounding.
         error: largest difference of outputs computed from equal signs, as a share of the largest output.
+        furthest: largest number whose sign differs, as a share of the largest one beside it.
+        traces: for each sample whose largest output is another, why.
     """
 
     samples: int
@@ -64,6 +88,8 @@ class Parity:
     signs: int
     flips: int
     error: float
+    furthest: float = 0.0
+    traces: tuple[Trace, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.agreement:.1%} of {self.samples} samples agree with the hardened model"
@@ -108,7 +134,7 @@ def compare(
     with _instead(model, judge):
         forced = _call(model, arguments)
     if judge.next != len(sites):  # a sign that nobody reads, or one taken in other code: no order to go by
-        judge.flips = 0
+        judge.flips, judge.furthest, judge.first = 0, 0.0, {}
         forced = plain
     if [y.shape for y in ours] != [y.shape for y in forced]:
         shapes = [[list(y.shape) for y in each] for each in (forced, ours)]
@@ -121,7 +147,18 @@ def compare(
         )
     first, expected = ours[0], plain[0]
     same = first.argmax(-1) == expected.argmax(-1) if first.ndim > 1 else np.isclose(first, expected)
-    return Parity(len(first), float(same.mean()), judge.signs, judge.flips, error)
+    traces = tuple(judge.first.get(n) or _near_tie(n, expected[n]) for n in map(int, _samples(~same)))
+    return Parity(len(first), float(same.mean()), judge.signs, judge.flips, error, judge.furthest, traces)
+
+
+def _samples(different: Any) -> Any:
+    """Return which samples a mask [N, ...] says something of."""
+    return np.flatnonzero(different.reshape(len(different), -1).any(1))
+
+
+def _near_tie(sample: int, outputs: Any) -> Trace:
+    ranked = np.sort(outputs.reshape(-1))
+    return Trace(sample, None, float(ranked[-1] - ranked[-2]) if ranked.size > 1 else 0.0, float(np.abs(ranked).max()))
 
 
 def array_of(tensor: Tensor) -> Any:
@@ -147,6 +184,8 @@ class _Judge:
     def __init__(self, written: Sequence[Any], what: str, near_zero: float) -> None:
         self.written, self.what, self.near_zero = written, what, near_zero
         self.next = self.signs = self.flips = 0
+        self.furthest = 0.0
+        self.first: dict[int, Trace] = {}  # by sample
 
     def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         written = self.written[self.next] if self.next < len(self.written) else None
@@ -159,11 +198,16 @@ class _Judge:
                 f"{self.what} disagrees with the model: the {self.next}th sign has shape {list(signs.shape)}, "
                 f"expected {list(x.shape)}"
             )
-        differ = (x >= 0) != (signs >= 0)
         self.signs += x.numel()
+        differ = (x >= 0) != (signs >= 0)
+        if not bool(differ.any()):
+            return signs
+        furthest, largest = float(x[differ].abs().max()), float(x.abs().max())
         self.flips += int(differ.sum())
-        furthest = float(x[differ].abs().max()) if bool(differ.any()) else 0.0
-        largest = float(x.abs().max())
+        self.furthest = max(self.furthest, furthest / max(largest, 1e-30))
+        for sample in map(int, _samples(differ.numpy(force=True))):
+            value = float(x[sample][differ[sample]].abs().max())
+            self.first.setdefault(sample, Trace(sample, self.next, value, largest))
         if furthest > self.near_zero * largest:
             raise RunError(
                 f"{self.what} disagrees with the model: a sign of the {self.next}th binary activation differs at "
