@@ -20,7 +20,9 @@ from frostbit.training.distill import Distill
 from frostbit.training.files import load_tensors
 from frostbit.training.module import check_keys
 from frostbit.training.recipe import Recipe
-from frostbit.training.resolve import COMMON_FIELDS, PROGRESSION_FIELDS, flatten, read_yaml, resolve
+from frostbit.training.recipe_file import read_yaml
+from frostbit.training.resolve import COMMON_FIELDS, PROGRESSION_FIELDS, resolve
+from frostbit.training.settings import flatten
 
 #: training samples from which an order of freezing is computed
 ORDERING_SAMPLES = 256
