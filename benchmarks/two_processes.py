@@ -3,7 +3,7 @@
     python benchmarks/two_processes.py [--recipe recipes/demo.yaml --arm stompp+ste --epochs 20 --seeds 0,1,2]
 
 Masks, order of samples and augmentation are the same; batch norms are not, since each process takes its statistics from
-its own half of a batch. Writes results/benchmarks/two_processes.json.
+its own half of a batch. Writes ``two_processes.json`` beside the other benchmarks.
 """
 
 from __future__ import annotations

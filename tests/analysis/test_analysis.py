@@ -18,7 +18,7 @@ def result(arm, raw, recalibrated=0.0, train=0.0, seconds=1.0, curve=()):
 def test_summary_is_mean_and_sample_deviation_over_seeds():
     a, b = summarize([result("a", 10, 20, 30, 1), result("b", 50), result("a", 14, 20, 33, 3)])
     assert (a.raw.mean, a.raw.sd) == (12, pytest.approx(math.sqrt(8)))
-    assert cells(a) == ("a", "20.0 ± 0.0", "12.0 ± 2.8", "31.5 ± 2.1", "2", "2")
+    assert cells(a) == ("a", "20.0 ± 0.0", "12.0 ± 2.8", "31.5 ± 2.1", "2", "-", "2")
     assert (b.raw.sd, str(b.raw)) == (None, "50.0")
 
 

@@ -108,7 +108,7 @@ def comparison_page(
     Args:
         name: the recipe's name.
         results: of all runs, in the order of the arms.
-        differences: as from :func:`frostbit.training.resolve.differences`.
+        differences: as from :func:`frostbit.training.settings.differences`.
         failures: ``{run: the sentence it stopped with}``.
 
     Returns:
