@@ -1,4 +1,4 @@
-"""Write the README's measured tables from the files in `results/`: `python benchmarks/measured.py`.
+"""Write the measured tables of README and docs/benchmarks.md from `results/`: `python benchmarks/measured.py`.
 
 Nothing between the markers is typed by hand.
 """
@@ -35,10 +35,10 @@ def spread(by_seed: dict[int, dict[str, Any]] | None, key: str) -> str:
 
 
 def trial_table() -> str:
-    """Return the trial network under SGD (two refresh rates) and Adam."""
-    studies = {"trial-sgd": "SGD", "trial-refresh6": "SGD, refresh 6", "trial-adam": "Adam"}
+    """Return the trial network under SGD and Adam."""
+    studies = {"trial-sgd": "SGD", "trial-adam": "Adam"}
     by_study = {title: runs(study) for study, title in studies.items()}
-    arms = list(dict.fromkeys(arm for found in by_study.values() for arm in found))
+    arms = [arm for arm in dict.fromkeys(arm for found in by_study.values() for arm in found) if "tail" not in arm]
     keys = [(title, key) for title in by_study for key in ("recalibrated", "raw")]
     rows = [(arm, *(spread(by_study[title].get(arm), key) for title, key in keys)) for arm in arms]
     return markdown(("arm", *(f"{title}, {key}" for title, key in keys)), rows)
@@ -72,34 +72,68 @@ def gain(arm: dict[int, dict[str, Any]] | None, base: dict[int, dict[str, Any]])
     return str(Spread.of([(arm or {})[s]["recalibrated"] - base[s]["recalibrated"] for s in seeds])) if seeds else "–"
 
 
-def benchmark_table(path: Path) -> str:
-    """Return one benchmark's rows and the machine that they were measured on."""
-    data = json.loads(path.read_text())
-    rows = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in data["rows"]]
-    machine = data["machine"]
-    about = f"`benchmarks/{path.stem}.py` ({machine['cpu']}, {machine['threads']} thread, torch {machine['torch']}):"
-    return f"{about}\n\n{markdown(list(data['rows'][0]), rows)}"
+def benchmark_tables() -> str:
+    """Return every benchmark's rows, machine by machine."""
+    parts = []
+    for path in sorted((RESULTS / "benchmarks").glob("*/*.json")):
+        data = json.loads(path.read_text())
+        rows = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in data["rows"]]
+        machine = data["machine"]
+        about = f"{machine['cpu']}, {machine['threads']} thread, torch {machine['torch']}"
+        parts.append(f"`python benchmarks/{path.stem}.py` ({about}):\n\n{markdown(list(data['rows'][0]), rows)}")
+    return "\n".join(parts)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+# what is said of speed at first sight: statement, benchmark, its row (first columns), column
+HEADLINES = (
+    ("STE training step / float step", "step", ("STE",), "x float"),
+    ("bytes kept for backward, STE / float", "step", ("STE",), "bytes x float"),
+    ("compiled STE step / compiled float step", "step", ("STE, compiled",), "x float"),
+    ("STE-free step, half of the units frozen / STE step", "step", ("StoMPP, half frozen",), "x STE"),
+    ("whole STE-free run / STE run", "whole_run", ("StoMPP, STE-free",), "x STE"),
+    ("what the recorder adds to a ResNet-18 step, %", "recorder", ("resnet18",), "overhead %"),
+    ("Bop2ndOrder step / foreach Adam step", "flip_step", ("Bop2ndOrder, none",), "x Adam"),
+    (
+        "torch float32 / packed 3x3, 256 to 256 at 14x14",
+        "kernels",
+        ("", "256 to 256 at 14x14", "float to float"),
+        "x torch",
+    ),
+)
+
+
+def speed_table() -> str:
+    """Return the headlines, one column for each machine; a dash where a machine has no such figure."""
+    machines = sorted({path.parent for path in (RESULTS / "benchmarks").glob("*/*.json")})
+    names, rows = [], [[label] for label, *_ in HEADLINES]
+    for folder in machines:
+        names.append(json.loads(next(folder.glob("*.json")).read_text())["machine"]["cpu"])
+        for cells, (_, benchmark, wanted, column) in zip(rows, HEADLINES, strict=True):
+            path = folder / f"{benchmark}.json"
+            found = json.loads(path.read_text())["rows"] if path.exists() else []
+            match = (row for row in found if all(w in ("", v) for w, v in zip(wanted, row.values(), strict=False)))
+            value = next(match, {}).get(column, "–")
+            cells.append(f"{value:.2f}" if isinstance(value, float) else str(value))
+    return markdown(("one thread", *names), rows)
+
+
+README: dict[str, Callable[[], str]] = {
     "Test accuracy in percent of the fully binary network, last epoch, mean ± sd over seeds; batch norm recalibrated "
     "on training images, or raw. CIFAR-10 (JPEG copy) at 16x16, 10 240 training images, 20 epochs, a ResNet with real "
     "shortcuts and 12 binary convolutions (`recipes/trial-*.yaml`; one CPU core a run):": trial_table,
     "The paper's form (the residual sum is binarized too) by depth: width 8, 5 120 images, 10 epochs, SGD "
     "(`recipes/depth.yaml`); the baseline's rate is the best of three on seed 0:": depth_table,
+    "Speed, medians of alternating rounds in one process; [all benchmarks](docs/benchmarks.md):": speed_table,
 }
 
 
-def main() -> None:
-    """Rewrite the block between the markers."""
-    parts = [f"{about}\n\n{table()}" for about, table in SECTIONS.items()]
-    files = sorted((RESULTS / "benchmarks").glob("*/*.json"), key=lambda path: path.stem)
-    parts += map(benchmark_table, files)
+def write(path: Path, parts: list[str]) -> None:
+    """Rewrite the block between the markers of a page."""
     block = "<!-- measured -->\n" + "\n".join(parts) + "<!-- /measured -->"
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    readme.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: block, text, flags=re.DOTALL))
+    text = path.read_text()
+    path.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: block, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":
-    main()
+    write(ROOT / "README.md", [f"{about}\n\n{table()}" for about, table in README.items()])
+    write(ROOT / "docs" / "benchmarks.md", [benchmark_tables()])
