@@ -212,7 +212,7 @@ class SignFlips:
 
     def _now(self) -> list[list[Tensor]]:
         found = units(self.model)
-        return [[parameter.detach() >= 0 for _, parameter, _ in unit.weight_quantizers()] for unit in found]
+        return [[whole(parameter) >= 0 for _, parameter, _ in unit.weight_quantizers()] for unit in found]
 
     def take(self) -> Tensor:
         """Return the shares, ``[units]`` on the CPU, and keep the present signs for the next time."""
@@ -230,6 +230,13 @@ class SignFlips:
             [unpack_bits(bits, mine.shape) for bits, mine in zip(saved, unit, strict=True)]
             for saved, unit in zip(state["signs"], self.signs, strict=True)
         ]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return a parameter's values; of a sharded one all of them, for which every process must ask."""
+    gathered = getattr(parameter.detach(), "full_tensor", None)
+    values: Tensor = parameter.detach() if gathered is None else gathered()
+    return values
 
 
 def share_of(flags: Sequence[Tensor]) -> Tensor:

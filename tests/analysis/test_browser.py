@@ -76,7 +76,14 @@ PAGES = {
 
 
 @needs_chromium
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3 units",
+        "50 units",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("long names", "three orders laid over each other")),
+    ],
+)
 def test_the_page_is_legible(name, tmp_path):
     runs = PAGES[name]
     html = inspect_page(runs)

@@ -222,6 +222,7 @@ def test_a_folder_of_images_is_streamed_end_to_end(workplace):
     assert result["final"]["recalibrated"] > 80
 
 
+@pytest.mark.slow
 def test_two_processes_freeze_what_one_process_freezes(workplace):
     def shares(folder):
         with open(workplace / folder / "stompp-seed0" / "metrics_steps.csv", newline="") as file:

@@ -43,7 +43,7 @@ def test_a_full_disk_keeps_the_older_version(tmp_path, full_disk):
 
 
 def test_a_full_disk_while_saving_keeps_checkpoint_and_metrics(tiny, tmp_path, full_disk):
-    full_disk(after=6)  # config; metrics twice and a checkpoint for epoch 1; metrics twice for epoch 2
+    full_disk(after=8)  # config; three files and a checkpoint for epoch 1; three files for epoch 2
     with pytest.raises(RunError, match=r"last\.ckpt.*No space left on device; the older version is kept"):
         train(tiny(), arm="a", seed=0, folder=tmp_path)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0

@@ -42,6 +42,7 @@ train(recipe, arm="a", seed=0, folder=sys.argv[1], resume=resume, callbacks=[] i
 """
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_stopped_and_resumed_equal_one(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

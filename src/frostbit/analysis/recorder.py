@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from frostbit.errors import UsageError
-from frostbit.signals import DeadChannels, GradientNorms, Scaler, SignFlips, gather, share_of, took_step
+from frostbit.signals import DeadChannels, GradientNorms, Scaler, SignFlips, gather, share_of, took_step, whole
 from frostbit.units import units
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Recorder:
         for unit in units(self.model):
             shares = [quantizer.frozen_share for quantizer in unit.quantizers()]
             frozen.append(sum(shares) / len(shares))
-            latents = [weight for _, weight, quantizer in unit.weight_quantizers() if not quantizer.direct]
+            latents = [whole(weight) for _, weight, quantizer in unit.weight_quantizers() if not quantizer.direct]
             saturated.append(share_of([weight.abs() >= 1 for weight in latents]))
         flips = self._flips.take()
         positive = gather([share_of(signs) for signs in self._flips.signs])

@@ -44,7 +44,7 @@ class Masked(Quantizer):
         self.stage: Stage = "soft"
         self.mask: Tensor | None = None  # bool, broadcast against x: True where frozen
         self._strength: Tensor | None = None  # a tensor, so that its changes recompile no graph; None for 1
-        self._ste_passes = ste is not None
+        self._silent = False  # whether the strength is 0
 
     def extreme(self, x: Tensor) -> Tensor:
         """Return what frozen entries become."""
@@ -63,13 +63,17 @@ class Masked(Quantizer):
     @property
     def blocks(self) -> bool:
         """Whether everything is frozen and nothing passes a gradient there."""
-        return self._hardened or self.shut or (self.stage == "hard" and not self._ste_passes and self.drop_frozen)
+        return (
+            self._hardened
+            or self.shut
+            or (self.stage == "hard" and (self.ste is None or self._silent) and self.drop_frozen)
+        )
 
     def set_strength(self, strength: float) -> None:
         """Multiply the surrogate's gradient by ``strength``, at least 0; at 0 the quantizer is STE-free."""
         self._strength = torch.tensor(1.0) if self._strength is None else self._strength
         self._strength.fill_(strength)
-        self._ste_passes = self.ste is not None and strength > 0
+        self._silent = strength == 0
 
     @property
     def frozen_share(self) -> float:

@@ -33,7 +33,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {"weight_decay": ("at 
 HYPER_SHAPES = ("linear", "exponential", "cosine", "staircase")
 #: of optimizers that move latent weights
 _LATENT_FIELDS = ("grad_at", "step_from", "moments", "moments_at", "weight_decay_end")
-_PLAIN_FIELDS = (*_LATENT_FIELDS, "hyper_shape", "stairs")
+_PLAIN_FIELDS = (*_LATENT_FIELDS, "hyper_shape", "stairs")  # the last two for the way to weight_decay_end
 _FLIP_FIELDS = ("rest", "hyper_shape", "stairs")
 PLAIN_OPTIMIZERS = ("sgd", "adam", "adamw")
 #: what a recipe says about each optimizer
@@ -81,6 +81,8 @@ def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
                 setattr(config, name, value)
         if config.bias_correction is not None:
             check_choice("optimizer.bias_correction", config.bias_correction, BIAS_CORRECTIONS)
+    elif config.weight_decay_end is None:
+        fields[config.name] = tuple(name for name in fields[config.name] if name not in ("hyper_shape", "stairs"))
     return fields
 
 

@@ -92,6 +92,14 @@ def _parser(name: str) -> Any:
     return parser
 
 
+def _parsed(name: str, value: Any) -> Any:
+    return _parser(name).parse_object({"value": value}, defaults=False)["value"]
+
+
+#: of plain values, most of which are defaults that every arm of a recipe repeats
+_parsed_before = functools.lru_cache(maxsize=4096, typed=True)(_parsed)
+
+
 def _typed(flat: Flat) -> Flat:
     from jsonargparse import ArgumentError
 
@@ -105,7 +113,8 @@ def _typed(flat: Flat) -> Flat:
             typed[name] = _choice(name, str(value), choices)  # YAML reads `precision: 32` as a number
             continue
         try:
-            typed[name] = _parser(name).parse_object({"value": value}, defaults=False)["value"]
+            parse = _parsed_before if value is None or isinstance(value, str | int | float) else _parsed
+            typed[name] = parse(name, value)
         except (ArgumentError, TypeError, ValueError):
             raise UsageError(f"{name} must be {describe(SETTINGS[name].kind)}, found {value!r}") from None
     return typed
