@@ -116,12 +116,13 @@ def arm_recipes(stated: Flat, own: dict[str, Any], given: Flat) -> dict[str, Rec
                 raise UsageError(f"the recipe has no arm {name!r}: {nearest(name, arms)}")
         arms = {name: arms[name] for name in chosen}
     layers = {name: flatten(settings or {}, f"arm {name!r}") for name, settings in arms.items()}
+    common = {name: value for name, value in stated.items() if name not in ("arms", "scales")}  # long, and of no arm
     recipes: dict[str, Recipe] = {}
     refused: list[UsageError] = []
     for name, layer in layers.items():
-        recipes[name] = resolve(overlay(stated, layer), given)
+        recipes[name] = resolve(overlay(common, layer), given)
         try:
-            resolve(stated, layer, strict=given)
+            resolve(common, layer, strict=given)
         except UsageError as error:
             refused.append(error)
     if len(refused) == len(layers):
