@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -95,6 +96,31 @@ def test_too_few_steps_and_float_models_are_refused():
         fb.StoMPP(network(), 2)
     with pytest.raises(fb.UsageError, match="has no binary layer"):
         fb.StoMPP(nn.Sequential(nn.Linear(2, 2)), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tail": 1.0}, "or a share of the run below 1, found 1.0"),
+        ({"tail": 2.7}, "or a share of the run below 1, found 2.7"),
+        ({"tail": 12}, "must leave steps to freeze in, found 12 of 12"),
+        ({"seed": 0.5}, "seed must be a whole number, found 0.5"),
+        ({"ste": {"weights": "ste_clip"}}, "did you mean 'weight'"),
+    ],
+)
+def test_numbers_and_tables_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(fb.UsageError, match=message):
+        fb.StoMPP(network(), 12, **options)
+
+
+def test_a_seed_of_numpy_draws_what_the_same_number_draws():
+    masks = []
+    for seed in (3, np.int64(3)):
+        model = network()
+        progression = fb.StoMPP(model, 12, seed=seed)
+        progression.step()
+        masks.append(next(m.mask for m in model.modules() if getattr(m, "mask", None) is not None))
+    assert torch.equal(*masks)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

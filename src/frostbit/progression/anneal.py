@@ -51,7 +51,7 @@ class Anneal(Progression):
         end: hardness at the window's end; 500 if left out.
         shape: ``"geometric"``, ``"linear"`` or ``"sigmoid"`` interpolation; or ``"sum_lr"``, which has no start and
             end: the forward of step t has hardness ``1 + Σ_{τ<t} η_τ``, the sum of the learning rates of the unit's
-            weights over the steps of its window (PAPERS B.1). It needs `attach`.
+            weights over the steps of its window (ProxConnect++'s μ, arXiv 2402.17710). It needs `attach`.
         order: see `Progression`; ``"global"`` by default.
         steps_per_unit: see `Progression`.
         pace: see `Progression`.

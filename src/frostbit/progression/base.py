@@ -61,10 +61,10 @@ class Progression(Clock):
         self.model = model
         self.units: list[Unit] = units(model)
         self.total_steps = total_steps
-        self.seed = seed
-        tail_steps = round(tail * total_steps) if 0 < tail < 1 else int(tail)
-        if not 0 <= tail_steps < total_steps:
-            raise UsageError(f"tail must leave steps to freeze in, found {tail} of {total_steps} steps")
+        if not isinstance(seed, Integral):
+            raise UsageError(f"seed must be a whole number, found {seed!r}")
+        self.seed = int(seed)  # masks are drawn from how it is written, and one of numpy's is written otherwise
+        tail_steps = _tail_steps(tail, total_steps)
         names = [unit.name for unit in self.units]
         sequence = [] if order == "global" else permutation(order, names)
         self._pace = make_pace(pace, model, sequence)
@@ -137,6 +137,17 @@ class Progression(Clock):
             self.windows = [Window(*span) for span in state["pace"]["windows"]]
             self._pace.load_state_dict(state["pace"]["measured"])
         self._apply_all()
+
+
+def _tail_steps(tail: float, total_steps: int) -> int:
+    """Return the steps of a tail that is given as such, or as a share of the run."""
+    share = not isinstance(tail, Integral)
+    if share and not 0 <= tail < 1:
+        raise UsageError(f"tail must be a whole number of steps, or a share of the run below 1, found {tail!r}")
+    steps = round(tail * total_steps) if share else int(tail)
+    if not 0 <= steps < total_steps:
+        raise UsageError(f"tail must leave steps to freeze in, found {tail} of {total_steps} steps")
+    return steps
 
 
 def _spans(windows: Sequence[Window]) -> list[tuple[str, int, int]]:

@@ -17,7 +17,7 @@ from frostbit.progression.schedules import Schedule
 from frostbit.progression.schedules import resolve as resolve_schedule
 from frostbit.progression.windows import Order, Window
 from frostbit.quantizers import Masked, Quantizer, Spec, resolve
-from frostbit.registry import check_choice
+from frostbit.registry import check_choice, nearest
 from frostbit.units import Unit
 
 Target = Literal["weight", "input"]
@@ -57,7 +57,7 @@ class StoMPP(Progression):
         drop_frozen: whether fully frozen STE-free units leave the backward pass. ``False`` keeps masks for the whole
             run and one graph, so that `torch.compile` compiles once.
 
-    Source: Smith & Islam (arXiv 2601.22660); PAPERS A.1.
+    Source: Smith & Islam (arXiv 2601.22660).
     """
 
     def __init__(
@@ -266,6 +266,9 @@ def _check_strength(ends: tuple[float, float] | None, ste: Spec) -> tuple[float,
 
 def _surrogate(spec: Spec, role: str) -> Spec:
     """Return the surrogate for a role, from one for all or a ``{"weight": …, "input": …}`` table."""
-    if isinstance(spec, Mapping) and set(spec) <= {"weight", "input"}:
+    if isinstance(spec, Mapping) and "name" not in spec:
+        if not set(spec) <= {"weight", "input"}:
+            odd = next(key for key in spec if key not in ("weight", "input"))
+            raise UsageError(f"ste has no side {odd!r}: {nearest(str(odd), ['weight', 'input'])}")
         return spec.get("input" if role == "input" else "weight")
     return spec
