@@ -119,7 +119,8 @@ def speed_table() -> str:
 README: dict[str, Callable[[], str]] = {
     "Test accuracy in percent of the fully binary network, last epoch, mean ± sd over seeds; batch norm recalibrated "
     "on training images, or raw. CIFAR-10 (JPEG copy) at 16x16, 10 240 training images, 20 epochs, a ResNet with real "
-    "shortcuts and 12 binary convolutions (`recipes/trial-*.yaml`; one CPU core a run):": trial_table,
+    "shortcuts and 12 binary convolutions (`recipes/trial-*.yaml`; one CPU core a run). `bwn` arms have binary weights "
+    "alone; a figure without ± is one seed:": trial_table,
     "The paper's form (the residual sum is binarized too) by depth: width 8, 5 120 images, 10 epochs, SGD "
     "(`recipes/depth.yaml`); the baseline's rate is the best of three on seed 0:": depth_table,
     "Speed, medians of alternating rounds in one process; [all benchmarks](docs/benchmarks.md):": speed_table,
