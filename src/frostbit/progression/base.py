@@ -54,14 +54,13 @@ class Progression(Clock):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        given: object = total_steps
-        if not isinstance(given, Integral) or total_steps < 1:
-            raise UsageError(f"total_steps must be a whole number of at least 1, found {given!r}")
+        if not _whole(total_steps) or total_steps < 1:
+            raise UsageError(f"total_steps must be a whole number of at least 1, found {total_steps!r}")
         total_steps = int(total_steps)  # one of numpy's would go into the state
         self.model = model
         self.units: list[Unit] = units(model)
         self.total_steps = total_steps
-        if not isinstance(seed, Integral):
+        if not _whole(seed):
             raise UsageError(f"seed must be a whole number, found {seed!r}")
         self.seed = int(seed)  # masks are drawn from how it is written, and one of numpy's is written otherwise
         tail_steps = _tail_steps(tail, total_steps)
@@ -139,9 +138,13 @@ class Progression(Clock):
         self._apply_all()
 
 
+def _whole(number: object) -> bool:
+    return isinstance(number, Integral)
+
+
 def _tail_steps(tail: float, total_steps: int) -> int:
     """Return the steps of a tail that is given as such, or as a share of the run."""
-    share = not isinstance(tail, Integral)
+    share = not _whole(tail)
     if share and not 0 <= tail < 1:
         raise UsageError(f"tail must be a whole number of steps, or a share of the run below 1, found {tail!r}")
     steps = round(tail * total_steps) if share else int(tail)
