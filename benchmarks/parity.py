@@ -125,19 +125,26 @@ def equal(found: Sequence[Any], expected: Sequence[Any], what: str) -> None:
             raise SystemExit(f"parity: {what} differ")
 
 
+#: by number of dimensions of an image
+CONVOLUTIONS: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    1: (F.conv1d, F.conv_transpose1d),
+    2: (F.conv2d, F.conv_transpose2d),
+    3: (F.conv3d, F.conv_transpose3d),
+}
+
+
 def torch_sums(op: Op, weight: Tensor, x: Tensor) -> Tensor:
     """Return the sums of a binary operation, computed by torch in float32."""
     if op.kind == "binary_dense":
         return F.linear(x, weight)
-    names, dims = ("stride", "dilation", "groups"), weight.dim() - 2
-    options = {name: op.attrs[name] for name in names}
+    options = {name: op.attrs[name] for name in ("stride", "dilation", "groups")}
+    forward, transposed = CONVOLUTIONS[weight.dim() - 2]
     if op.kind == "binary_conv_transpose":
-        transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
         options |= {name: op.attrs[name] for name in ("padding", "output_padding")}
-        return transpose(x, weight, **options)  # type: ignore[no-any-return, operator]  # one of three
+        return transposed(x, weight, **options)
     border = [int(n) for pair in reversed(op.attrs["padding"]) for n in pair]
     x = F.pad(x, border, value=float(op.attrs["pad_value"]))
-    return (F.conv1d, F.conv2d, F.conv3d)[dims - 1](x, weight, **options)  # type: ignore[no-any-return, operator]
+    return forward(x, weight, **options)
 
 
 def check_kernels(program: Program, arrays: Any, batch: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
-import harness  # noqa: E402
+import harness  # noqa: E402  # after its folder is on the path
 
 
 def test_every_result_lies_where_its_machine_says():

@@ -12,6 +12,8 @@ import frostbit as fb
 from frostbit.quantizers import hard
 from frostbit.signals import DeadChannels, GradientNorms, SignFlips, pack_bits, unpack_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Attends(nn.Module):
     def __init__(self) -> None:
@@ -35,14 +37,6 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
     keep = "none" if kind == "attention" else fb.keep.first_last_downsample
     fb.binarize_(model, placement=placement, keep=keep, min_binary_macs=0, example_input=x)
     return model.train(), x
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 KINDS = ("mlp", "resnet", "activation", "attention")

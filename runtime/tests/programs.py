@@ -175,9 +175,14 @@ def extend(b: Builder, rng: random.Random, kind: str, x: str, values: list[str])
     """Add one random operation of a kind, or nothing if it does not fit."""
     shape, dims = b.values[x].shape, len(b.values[x].shape) - 2
     channels = shape[1] if len(shape) > 1 else 1
-    ints = lambda low, high: [rng.randint(low, high) for _ in range(dims)]  # noqa: E731 - a local shorthand
     axis = rng.randrange(-len(shape), len(shape))
-    vector = lambda axis: b.reals(shape[axis], encoding=rng.choice(["float32", "float16", "int8"]))  # noqa: E731
+
+    def ints(low: int, high: int) -> list[int]:
+        return [rng.randint(low, high) for _ in range(dims)]
+
+    def vector(axis: int) -> tuple[np.ndarray, str]:
+        return b.reals(shape[axis], encoding=rng.choice(["float32", "float16", "int8"]))
+
     if "conv" in kind:
         groups = rng.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
         out, kernel = groups * rng.choice([1, 2, 3, 32 // groups or 1]), ints(1, 3)

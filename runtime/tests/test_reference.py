@@ -119,7 +119,13 @@ def test_as_torch(seed):
     torch = pytest.importorskip("torch")
     functional, rng, choose = torch.nn.functional, np.random.default_rng(seed), random.Random(seed)
     dims, groups = choose.choice([1, 2, 3]), choose.choice([1, 2])
-    ints = lambda low, high: [choose.randint(low, high) for _ in range(dims)]  # noqa: E731 - a local shorthand
+
+    def ints(low, high):
+        return [choose.randint(low, high) for _ in range(dims)]
+
+    def by_name(name):
+        return getattr(functional, f"{name}{dims}d")
+
     sizes, kernel, stride, dilation, pad = ints(4, 7), ints(1, 3), ints(1, 3), ints(1, 2), ints(0, 1)
     channels, out = groups * choose.randint(1, 3), groups * choose.randint(1, 3)
     x = rng.standard_normal((2, channels, *sizes)).astype(np.float32)
@@ -134,7 +140,6 @@ def test_as_torch(seed):
     conv = attrs | {"padding": [[p, p] for p in pad]}
     transposed = attrs | {"padding": pad, "output_padding": extra}
     pool = {"kernel": window, "stride": stride, "padding": half, "ceil_mode": ceil}
-    by_name = lambda name: getattr(functional, f"{name}{dims}d")  # noqa: E731 - a local shorthand
     binary, binary_back = np.sign(weight).astype(np.int8), np.sign(back).astype(np.int8)
     cases = [
         ("conv", x, conv, {"weight": weight, "bias": bias}, "conv",

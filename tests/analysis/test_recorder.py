@@ -12,15 +12,9 @@ from frostbit.analysis.recorder import FIGURES
 from frostbit.quantizers import hard
 from frostbit.signals import DeadChannels, GradientNorms, SignFlips
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Case:

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from frostbit.training.recipe import Recipe
 from frostbit.training.resolve import resolve
@@ -16,11 +15,8 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def threads(one_thread):
+    """Every run here is compared bit for bit, or its parts share the cores."""
 
 
 @pytest.fixture

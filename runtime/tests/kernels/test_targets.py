@@ -91,7 +91,7 @@ def test_the_cache_knows_all_sources() -> None:
     def nothing(x: int) -> int:
         return x
 
-    cache = nothing._cache  # type: ignore[attr-defined]
-    key = cache._index_key((), nothing.targetctx.codegen())  # type: ignore[attr-defined]
+    cache = nothing._cache
+    key = cache._index_key((), nothing.targetctx.codegen())
     assert isinstance(key[-1], str)
     assert len(key[-1]) == 64
