@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frostbit.analysis.sawtooth import Row, Window, window_drops
+from frostbit.errors import UsageError
 
 #: figure of a unit → (title, whether its colours are logarithmic)
 MAPS: dict[str, tuple[str, bool]] = {
@@ -64,9 +65,12 @@ def read_record(path: Path) -> dict[str, list[Any]]:
     """Return the columns of a ``units.parquet``; none if it is absent."""
     if not path.exists():
         return {}
-    from pyarrow import parquet  # type: ignore[import-untyped]  # it ships no type information
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]  # it ships no type information
 
-    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    except (ArrowException, OSError):
+        raise UsageError(f"{str(path)!r} is damaged: it is no parquet file of a recorder") from None
     return columns
 
 
