@@ -6,7 +6,8 @@ import pytest
 
 from frostbit.analysis import heatmaps, interactive
 from frostbit.analysis.figures import to_svg
-from frostbit.analysis.inside import Inside, by_depth, grid, log_range, short
+from frostbit.analysis.inside import Inside, by_depth, grid, log_range, read_record, short
+from frostbit.errors import UsageError
 
 from .synthetic import run
 
@@ -87,3 +88,12 @@ def test_long_names_keep_their_end():
     cut = short("bert.encoder.layer.11.attention.self.query")
     assert (len(cut), cut[0]) == (26, "…")
     assert cut.endswith("attention.self.query")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", b"step,unit\n1,a\n"])
+def test_a_damaged_record_gets_one_sentence(content, tmp_path):
+    path = tmp_path / "units.parquet"
+    assert read_record(path) == {}
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="is damaged: it is no parquet file of a recorder"):
+        read_record(path)
