@@ -1,5 +1,8 @@
 """Whatever is wrong with a request: one sentence, the nearest valid name, exit code 2, no traceback."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -25,6 +28,7 @@ CASES = {
     "data": ("train --data digit", "unknown data set 'digit': did you mean 'digits'?"),
     "quantizer": ("summary --binarize.weight ste_clp", "did you mean 'ste_clip'?"),
     "order": ("train --order foward --out OUT", "unknown order 'foward': did you mean 'forward'?"),
+    "computed order": ("train --order damge --out OUT", "unknown order 'damge': did you mean 'damage'?"),
     "setting without use": ("train --method ste --refresh 3", "progression.refresh means nothing here"),
     "setting no arm uses": ("compare --methods float,ste --refresh 3", "progression.refresh means nothing"),
     "recipe": ("train nope.yaml", "cannot read the recipe 'nope.yaml'"),
@@ -96,3 +100,12 @@ def test_help_shows_short_names(capsys):
     out = capsys.readouterr().out
     for short in ("--model", "--data", "--method", "--epochs", "--batch", "--lr", "--refresh", "--order"):
         assert short in out
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As in ``frostbit --help | head -1``."""
+    command = [sys.executable, "-m", "frostbit.cli", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -40,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if not words or words[0] in ("-h", "--help"):
-            print(_help())
+            print(_help(), flush=True)
             return 0 if words else 2
         command, *rest = words
         if command not in COMMANDS:
             raise UsageError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
         module = importlib.import_module(f"frostbit.cli.{command}")
-        return int(module.run(rest))
+        code = int(module.run(rest))
+        sys.stdout.flush()
+        return code
     except (UsageError, RunError) as error:
         if debug:
             raise
@@ -57,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"frostbit: needs the package {error.name!r}: pip install 'frostbit[all]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough; nothing may be written when Python closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("frostbit: interrupted", file=sys.stderr)
         return 130

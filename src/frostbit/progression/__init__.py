@@ -8,12 +8,13 @@ from frostbit.progression.ordering import ORDERINGS, order_by
 from frostbit.progression.pace import PACES
 from frostbit.progression.schedules import SCHEDULES
 from frostbit.progression.stompp import StoMPP
-from frostbit.progression.windows import Window
+from frostbit.progression.windows import ORDERS, Window
 
 __all__ = [
     "ACTIONS",
     "MOMENTS_AT",
     "ORDERINGS",
+    "ORDERS",
     "PACES",
     "SCHEDULES",
     "Anneal",

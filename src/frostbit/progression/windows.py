@@ -9,7 +9,7 @@ from frostbit.errors import UsageError
 from frostbit.registry import nearest
 
 Order = str | Sequence[int] | Sequence[str]
-_ORDERS = ("forward", "reverse", "global")
+ORDERS = ("forward", "reverse", "global")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def permutation(order: Order, names: list[str]) -> list[int]:
     """
     count = len(names)
     if isinstance(order, str):
-        if order not in _ORDERS:
-            raise UsageError(f"unknown order {order!r}: {nearest(order, _ORDERS)} (or a permutation of the units)")
+        if order not in ORDERS:
+            raise UsageError(f"unknown order {order!r}: {nearest(order, ORDERS)} (or a permutation of the units)")
         return list(range(count)) if order == "forward" else list(range(count - 1, -1, -1))
     indices = []
     for item in order:

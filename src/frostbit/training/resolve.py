@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from frostbit.errors import UsageError
+from frostbit.progression import ORDERINGS, ORDERS
 from frostbit.registry import check_choice
 from frostbit.training.methods import METHODS
 from frostbit.training.optimizers import OPTIMIZER_FIELDS, settle_optimizer
@@ -151,6 +152,8 @@ def _settle(recipe: Recipe) -> None:
         kind = recipe.progression.kind
         _clear_others(recipe.progression, kind, PROGRESSION_FIELDS)
         recipe.progression.order = recipe.progression.order or {"stompp": "forward", "anneal": "global"}[kind]
+        if isinstance(recipe.progression.order, str):
+            _choice("order", recipe.progression.order, (*ORDERS, *ORDERINGS))
         if recipe.progression.shape == "sum_lr":
             recipe.progression.start = recipe.progression.end = None
     if recipe.schedule.name == "step" and not recipe.schedule.milestones:
