@@ -91,6 +91,7 @@ HEADLINES = (
     ("compiled STE step / compiled float step", "step", ("STE, compiled",), "x float"),
     ("STE-free step, half of the units frozen / STE step", "step", ("StoMPP, half frozen",), "x STE"),
     ("whole STE-free run / STE run", "whole_run", ("StoMPP, STE-free",), "x STE"),
+    ("what the recorder adds to a ResNet-18 step, %", "recorder", ("resnet18",), "overhead %"),
     ("Bop2ndOrder step / foreach Adam step", "flip_step", ("Bop2ndOrder, none",), "x Adam"),
     (
         "torch float32 / packed 3x3, 256 to 256 at 14x14",

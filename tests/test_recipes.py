@@ -1,5 +1,6 @@
 """Every committed recipe can be read, at every scale, and every arm of it is complete."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,6 @@ def test_recipe(path):
                 assert recipe.progression.schedule in {None, *SCHEDULES}, arm
     if "paper.values" in stated:
         assert set(stated["paper.values"]) <= set(stated["arms"])
+    for scale, verdict in (stated.get("paper.verdict") or {}).items():
+        assert scale in {"full", *stated.get("scales", {})}
+        assert not re.search(r"(?<![A-Za-z])\d", verdict), "figures come from result files, not from a sentence"

@@ -40,7 +40,7 @@ class Target:
         name: of the vector instructions.
         lanes: 32-bit lanes of one register.
         rows: output rows whose counts stay in registers together, as many as fit beside weights and inputs.
-        real_rows: the same for float sums (7×2 of 32 registers, 2×4 of 16; one row more spills: 5 times slower).
+        real_rows: the same for float sums (7×2 of 32 registers, 2×4 of 16; one row more spills).
         word_counts: whether one instruction counts the bits of 32-bit lanes; else counts gather in bytes, and are
             added up before they overflow.
         form: in which words are best counted (see `products`): PAIRS where any function of three bits is one

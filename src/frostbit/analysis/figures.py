@@ -29,7 +29,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     Returns:
         A figure with test accuracy (hardened) beside training accuracy.
     """
-    figure = _figure(9.0, 3.9)
+    figure = blank(9.0, 3.9)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(
         panels, ("acc_hardened", "train_acc"), ("test accuracy, hardened", "train accuracy"), strict=True
@@ -40,7 +40,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
             axes.plot(epochs, mean, dash, color=color, label=arm, linewidth=1.8)
             if len(seeds) > 1:
                 axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-        _tidy(axes, title, "epoch", "%" if axes is panels[0] else "")
+        tidy(axes, title, "epoch", "%" if axes is panels[0] else "")
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return figure
@@ -57,12 +57,12 @@ def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
         A figure of three panels, two for a run without units.
     """
     units = [key for key in (steps[0] if steps else {}) if key not in ("step", "loss", "train_acc") and "/" not in key]
-    figure = _figure(9.0, 6.6 if units else 4.4)
+    figure = blank(9.0, 6.6 if units else 4.4)
     panels = figure.subplots(3 if units else 2, 1, sharex=True)
     at = [row["step"] for row in steps]
     for axes, key, title in zip(panels, ("loss", "train_acc"), ("train loss", "train accuracy %"), strict=False):
         axes.plot(at, [row[key] for row in steps], color=COLORS[0], linewidth=1.1)
-        _tidy(axes, title, "", "")
+        tidy(axes, title, "", "")
     if units:
         for number, unit in enumerate(units):
             # early units dark, late ones light: the order is what matters here, not the single unit
@@ -70,7 +70,7 @@ def sawtooth(steps: Sequence[Row], windows: Sequence[Window]) -> Figure:
             axes = panels[2]
             axes.plot(at, [100 * row[unit] for row in steps], color=_blend(shade), linewidth=1.3)
         ends = f"{units[0]} (dark) … {units[-1]} (light)" if len(units) > 1 else units[0]
-        _tidy(panels[2], f"frozen share %, {ends}", "", "")
+        tidy(panels[2], f"frozen share %, {ends}", "", "")
     for axes in panels:
         for window in windows:
             axes.axvline(window[1], color=_GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
@@ -91,7 +91,7 @@ def flips(steps: Sequence[Row]) -> Figure | None:
     if not layers:
         return None
     has_memory = "memory/gamma" in steps[0]
-    figure = _figure(9.0, 6.6 if has_memory else 4.6)
+    figure = blank(9.0, 6.6 if has_memory else 4.6)
     panels = figure.subplots(3 if has_memory else 2, 1, sharex=True)
     at = [row["step"] for row in steps]
     ends = f", {layers[0]} (dark) … {layers[-1]} (light)" if len(layers) > 1 else ""
@@ -102,14 +102,14 @@ def flips(steps: Sequence[Row]) -> Figure | None:
         for number, layer in enumerate(layers):
             values = [row[f"{column}/{layer}"] for row in steps]
             axes.plot(at, values, color=_blend(number / max(1, len(layers) - 1)), linewidth=1.2)
-        _tidy(axes, title, "", "")
+        tidy(axes, title, "", "")
     if any(row[f"flips/{layer}"] > 0 for row in steps for layer in layers):
         panels[0].set_yscale("log", nonpositive="mask")
     if has_memory:
         panels[2].plot(at, [row["memory/gamma"] for row in steps], color=COLORS[0], label="memory 1/γ")
         panels[2].plot(at, at, "--", color=_GREY, label="steps taken")
         panels[2].set_yscale("log")
-        _tidy(panels[2], "steps that the average of gradients remembers", "", "")
+        tidy(panels[2], "steps that the average of gradients remembers", "", "")
         panels[2].legend(frameon=False, fontsize=9)
     panels[-1].set_xlabel("optimizer step")
     return figure
@@ -137,13 +137,15 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
+def tidy(axes: Axes, title: str, x: str, y: str) -> None:
+    """Give axes their title and labels, and the look that all figures share."""
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.set_xlabel(x, fontsize=9.5)
     axes.set_ylabel(y, fontsize=9.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from frostbit.analysis.figures import COLORS, _figure, _tidy
+from frostbit.analysis.figures import COLORS, blank, tidy
 from frostbit.analysis.inside import MAPS, Inside, by_depth, grid, log_range, short
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def overlay(runs: Sequence[Inside]) -> Figure:
     """
     strips = [run for run in runs if run.windows]
     heights = [3.0, 2.2, *([0.35 + 0.28 * len(strips)] if strips else [])]
-    figure = _figure(9.0, sum(heights) + 0.6)
+    figure = blank(9.0, sum(heights) + 0.6)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     for axes, key, title in zip(panels, ("train_acc", "loss"), ("train accuracy %", "train loss"), strict=False):
         for number, run in enumerate(runs):
@@ -39,7 +39,7 @@ def overlay(runs: Sequence[Inside]) -> Figure:
         if len(runs) == 1:
             for window in runs[0].windows:
                 axes.axvline(window[1], color="#8a96a3", linewidth=0.6, linestyle=(0, (2, 2)), zorder=0)
-        _tidy(axes, title, "", "")
+        tidy(axes, title, "", "")
     if len(runs) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     if strips:
@@ -52,7 +52,7 @@ def overlay(runs: Sequence[Inside]) -> Figure:
                 )
         panels[2].set_yticks(range(len(strips)), [short(run.name) for run in strips])
         panels[2].set_ylim(len(strips) - 0.5, -0.5)
-        _tidy(panels[2], "windows, in the order of freezing", "", "")
+        tidy(panels[2], "windows, in the order of freezing", "", "")
     panels[-1].set_xlabel("optimizer step")
     return figure
 
@@ -73,7 +73,7 @@ def heat_map(runs: Sequence[Inside], figure: str) -> Figure:
     grids = [grid(run, figure) for run in runs]
     ends = log_range(grids) if logarithmic else (0.0, 1.0)
     heights = [0.75 + 0.16 * max(len(run.units), 4) for run in runs]
-    drawn = _figure(9.0, sum(heights) + 0.7)
+    drawn = blank(9.0, sum(heights) + 0.7)
     panels = drawn.subplots(len(runs), 1, squeeze=False, height_ratios=heights)[:, 0]
     mesh = None
     for axes, run, each in zip(panels, runs, grids, strict=True):
@@ -85,7 +85,7 @@ def heat_map(runs: Sequence[Inside], figure: str) -> Figure:
         _outline(axes, run)
         axes.set_yticks(range(len(run.units)), [short(unit) for unit in run.units])
         axes.set_ylim(len(run.units) - 0.5, -0.5)
-        _tidy(axes, run.name, "", "")
+        tidy(axes, run.name, "", "")
         axes.grid(False)
         axes.tick_params(axis="y", labelsize=8 if len(run.units) < 30 else 7)
     panels[-1].set_xlabel("optimizer step")
@@ -124,7 +124,7 @@ def depths(runs: Sequence[Inside]) -> Figure | None:
     shown = [(number, run, by_depth(run)) for number, run in enumerate(runs) if run.windows]
     if not shown:
         return None
-    figure = _figure(9.0, 5.6)
+    figure = blank(9.0, 5.6)
     panels = figure.subplots(2, 1, sharex=True)
     titles = ("train accuracy % at the end of the unit's window", "drop of train accuracy at its start, points")
     for axes, key, title in zip(panels, ("end", "drop"), titles, strict=True):
@@ -134,7 +134,7 @@ def depths(runs: Sequence[Inside]) -> Figure | None:
             axes.plot(
                 *zip(*points, strict=True) if points else ((), ()), "o-", color=color, markersize=4, label=run.name
             )
-        _tidy(axes, title, "", "")
+        tidy(axes, title, "", "")
     panels[1].xaxis.get_major_locator().set_params(integer=True)
     panels[1].set_xlabel("depth of the unit, from 0 at the input", fontsize=9.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)

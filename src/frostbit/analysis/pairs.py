@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from frostbit.analysis.figures import COLORS, _figure, _tidy
+from frostbit.analysis.figures import COLORS, blank, tidy
 from frostbit.quantizers import Decomposition, Quantizer
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def pair_figure(quantizer: Quantizer, verdict: Decomposition, *, name: str, limi
     Returns:
         A figure of four panels; the place of a P or T that does not exist stays empty.
     """
-    figure = _figure(11.0, 3.5)
+    figure = blank(11.0, 3.5)
     panels = figure.subplots(1, 4)
     w = torch.linspace(-limit, limit, 4001, dtype=torch.float64)
     with torch.no_grad():
@@ -56,4 +56,4 @@ def _draw(axes: Axes, x: Tensor, y: Tensor | None, title: str, label: str, color
         steep = y.diff().abs() > 0.05 * span  # a line across a jump would claim values that are not taken
         y[1:][steep & (span > 0)] = float("nan")
         axes.plot(x.numpy(), y.numpy(), color=COLORS[color], linewidth=1.6)
-    _tidy(axes, title, label, "")
+    tidy(axes, title, label, "")

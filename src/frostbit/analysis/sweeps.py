@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from frostbit.analysis.figures import COLORS, _figure, _tidy
+from frostbit.analysis.figures import COLORS, blank, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def sweep_figure(points: Sequence[Point], logarithmic: Mapping[str, bool]) -> Fi
     """
     columns = min(3, 1 + len(logarithmic))
     rows = -(-(1 + len(logarithmic)) // columns)
-    figure = _figure(3.6 * columns, 3.0 * rows)
+    figure = blank(3.6 * columns, 3.0 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     _scatter(panels[0], [p.number for p in points], points)
     best, so_far = float("-inf"), []
@@ -51,7 +51,7 @@ def sweep_figure(points: Sequence[Point], logarithmic: Mapping[str, bool]) -> Fi
         so_far.append(best if best > float("-inf") else float("nan"))
     panels[0].step([p.number for p in points], so_far, where="post", color=COLORS[1], linewidth=1.4, label="best")
     panels[0].legend(frameon=False, fontsize=9, loc="lower right")
-    _tidy(panels[0], "validation accuracy %", "trial", "")
+    tidy(panels[0], "validation accuracy %", "trial", "")
     panels[0].xaxis.get_major_locator().set_params(integer=True)
     for axes, (name, log) in zip(panels[1:], logarithmic.items(), strict=False):
         values = [p.settings.get(name) for p in points]
@@ -64,7 +64,7 @@ def sweep_figure(points: Sequence[Point], logarithmic: Mapping[str, bool]) -> Fi
             _scatter(axes, [names.index(word) for word in words], points)
             axes.set_xticks(range(len(names)), names)
             axes.margins(x=0.25)
-        _tidy(axes, name, "", "")
+        tidy(axes, name, "", "")
     for axes in panels[1 + len(logarithmic) :]:
         axes.set_visible(False)
     return figure
