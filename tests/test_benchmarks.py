@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
-import harness  # noqa: E402  # after its folder is on the path
+import epochs_to  # noqa: E402  # after its folder is on the path
+import harness  # noqa: E402  # the same
 
 
 def test_every_result_lies_where_its_machine_says():
@@ -26,3 +27,16 @@ def test_a_report_leaves_other_machines_figures_alone(monkeypatch, tmp_path):
         harness.report("step", [{"ms": ms}])
     found = {path.parent.name: json.loads(path.read_text())["rows"] for path in tmp_path.glob("*/step.json")}
     assert found == {"some-r-cpu-2-0-ghz": [{"ms": 3.0}], "other-cpu": [{"ms": 2.0}]}
+
+
+def test_epochs_to_an_accuracy_are_the_first_at_or_above_it():
+    def run(arm, *accuracies):
+        curve = [{"epoch": 2 * number, "acc_hardened": value} for number, value in enumerate(accuracies, 1)]
+        return {"arm": arm, "curve": curve}
+
+    results = [run("a", 10, 30, 20), run("a", 10, 29.9, 40), run("b", 5, 6, 7), run("c", 30, 30, 30), run("c", 1, 1, 1)]
+    assert epochs_to.rows(results, [10, 30]) == [
+        ("a", "2.0 ± 0.0", "5.0 ± 1.4"),
+        ("b", "never", "never"),
+        ("c", "2.0 (1 of 2)", "2.0 (1 of 2)"),
+    ]

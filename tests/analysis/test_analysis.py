@@ -22,6 +22,12 @@ def test_summary_is_mean_and_sample_deviation_over_seeds():
     assert (b.raw.sd, str(b.raw)) == (None, "50.0")
 
 
+def test_core_seconds_are_shown_where_all_runs_have_them():
+    new, newer, old = (result("a", 1) | extra for extra in ({"seconds_cpu": 4.0}, {"seconds_cpu": 7.0}, {}))
+    assert [summarize(runs)[0].core_seconds for runs in ([new, newer], [new, old])] == [5.5, None]
+    assert cells(summarize([new, newer])[0])[5] == "6"
+
+
 def test_markdown():
     assert markdown(("a", "b"), [("x|y", "1")]) == "| a | b |\n|---|---:|\n| x\\|y | 1 |\n"
 

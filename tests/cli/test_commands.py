@@ -109,9 +109,19 @@ def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     page = (workplace / "runs" / "small" / "report.html").read_text()
     assert all(word in page for word in ("Runs that stopped", "ste-seed0/report.html"))
     small = json.loads((workplace / "res" / "small" / "ste-seed0.json").read_text())
-    assert {"recipe", "arm", "seed", "resolved", "git", "versions", "hardware", "seconds", "curve", "final"} <= set(
-        small
-    )
+    assert {
+        "recipe",
+        "arm",
+        "seed",
+        "resolved",
+        "git",
+        "versions",
+        "hardware",
+        "seconds",
+        "seconds_cpu",
+        "curve",
+        "final",
+    } <= set(small)
     assert str(workplace) not in json.dumps(small)
     table = (workplace / "res" / "small" / "table.md").read_text()
     assert [line.split()[1] for line in table.splitlines()[2:]] == ["ste"]

@@ -239,3 +239,12 @@ def test_top_5_counts_a_label_among_the_five_largest_logits():
     _, top1, top5 = score(torch.nn.Identity(), [(logits, labels)])
     assert (top1, top5) == (25.0, 50.0)
     assert score(torch.nn.Identity(), [(logits[:1, :3], labels[:1])])[2] == 100.0
+
+
+def test_seconds_go_on_where_the_checkpoint_left_them(tiny, tmp_path):
+    result = train(tiny(), arm="a", seed=0, folder=tmp_path)
+    assert result["seconds_cpu"] > 0
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["frostbit"]["seconds"]
+    module, _ = load_run(tmp_path)
+    assert (module.seconds_before, module.seconds_cpu_before, module.seconds_evaluating) == saved
+    assert module.seconds_cpu > module.seconds_cpu_before
