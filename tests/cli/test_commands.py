@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from frostbit.cli import main
 from frostbit.cli.options import make_parser, parse
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--model", "mlp", "--model.args.hidden", "[16,16]", "--binarize.min_binary_macs", "0"),
     *("--data.limit_train", "320", "--data.limit_test", "100", "--epochs", "2", "--batch", "64"),
@@ -132,6 +134,27 @@ def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     assert finished.stat().st_mtime_ns == stamp
     frostbit("compare r.yaml --arms ste --lr 0.2", SMALL, code=2)
     assert "optimizer.lr is 0.1 there, 0.2 here" in capsys.readouterr().err
+
+
+def test_results_are_filed_as_each_run_ends_beside_those_of_other_seeds(workplace, monkeypatch):
+    from frostbit.cli import compare
+
+    measured = json.loads((ROOT / "results" / "blockade-digits" / "forward-seed0.json").read_text())
+    filed = []
+
+    def look_and_pretend(job):
+        filed.append(sorted(path.stem for path in (workplace / "res").glob("small/*.json")))
+        (job.folder / "result.json").write_text(json.dumps({**measured, "arm": job.arm, "seed": job.seed}))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(compare, "start", look_and_pretend)
+    arms = {"b": {"method": "ste"}, "a": {"method": "ste_clip"}}
+    (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms}, sort_keys=False))
+    for choice in ("--seeds [0]", "--seeds [1] --arms a"):
+        frostbit(f"compare r.yaml --results res --quiet {choice}", SMALL)
+    assert filed == [[], ["b-seed0"], ["a-seed0", "b-seed0"]]
+    rows = [line.split("|")[1:-1] for line in (workplace / "res" / "small" / "table.md").read_text().splitlines()[2:]]
+    assert [(row[0].strip(), row[-1].strip()) for row in rows] == [("b", "1"), ("a", "2")]
 
 
 def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workplace, capsys):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,41 @@ def compare(own: dict[str, Any], given: Flat) -> int:
     """Run what the parsed options ask for, show one table; return 1 if some run stopped with an error."""
     if own["jobs"] < 1:
         raise UsageError(f"--jobs must be at least 1, found {own['jobs']}")
-    recipes = arm_recipes(read_recipe(own), own, given)
+    stated = read_recipe(own)
+    recipes = arm_recipes(stated, own, given)
     first = next(iter(recipes.values()))
     out = Path(own["out"] or Path("runs") / first.name)
     jobs = [
         Job(arm, seed, recipe, out / f"{arm}-seed{seed}") for seed in first.seeds for arm, recipe in recipes.items()
     ]
-    failures = run_jobs(jobs, own["jobs"], overwrite=own["overwrite"], quiet=own["quiet"])
     order = list(recipes)
-    done = sorted((job for job in jobs if job.finished), key=lambda job: order.index(job.arm))
-    results = [read_json(job.folder / "result.json") for job in done]
-    show(first.name, results, recipes, failures, out, own["results"])
+
+    def finished() -> list[dict[str, Any]]:
+        done = sorted((job for job in jobs if job.finished), key=lambda job: order.index(job.arm))
+        return [read_json(job.folder / "result.json") for job in done]
+
+    def file_results() -> None:
+        if own["results"]:
+            write_results(Path(own["results"]) / first.name, finished(), list(stated.get("arms") or order))
+
+    failures = run_jobs(jobs, own["jobs"], overwrite=own["overwrite"], quiet=own["quiet"], after_each=file_results)
+    file_results()
+    show(first.name, finished(), recipes, failures, out)
     return 1 if failures else 0
+
+
+def write_results(folder: Path, results: Sequence[dict[str, Any]], arms: Sequence[str]) -> None:
+    """Add results to a folder, and write the table of all that lie there."""
+    for result in results:
+        write_json(folder / f"{result['arm']}-seed{result['seed']}.json", result)
+    rows = [cells(summary) for summary in summarize(read_results(folder, arms))]
+    write_atomically(folder / "table.md", markdown(HEADINGS, rows))
+
+
+def read_results(folder: Path, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the results of these arms that lie in a folder, in the order of the arms."""
+    found = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
+    return sorted((run for run in found if run["arm"] in arms), key=lambda run: arms.index(run["arm"]))
 
 
 def arm_recipes(stated: Flat, own: dict[str, Any], given: Flat) -> dict[str, Recipe]:
@@ -130,7 +153,9 @@ def arm_recipes(stated: Flat, own: dict[str, Any], given: Flat) -> dict[str, Rec
     return recipes
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, *, overwrite: bool, quiet: bool) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], at_once: int, *, overwrite: bool, quiet: bool, after_each: Callable[[], None]
+) -> dict[str, str]:
     """Run each job in a process of its own, so that one that dies takes nothing with it.
 
     Args:
@@ -138,6 +163,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, *, overwrite: bool, quiet: bool)
         at_once: how many processes at the same time.
         overwrite: replace runs that had other settings.
         quiet: say nothing in between.
+        after_each: called when a run has ended.
 
     Returns:
         ``{run: the sentence it stopped with}`` of those that failed.
@@ -160,6 +186,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, *, overwrite: bool, quiet: bool)
                 count += 1
                 if process.returncode or not job.finished:
                     failures[job.name] = last_words(job, process.returncode)
+                after_each()
                 if not quiet:
                     say(job, count, total, time.perf_counter() - began, failures.get(job.name))
     finally:
@@ -222,9 +249,8 @@ def show(
     recipes: dict[str, Recipe],
     failures: dict[str, str],
     out: Path,
-    results_folder: str | None,
 ) -> None:
-    """Print the table and write page, figure and, if asked for, the small results."""
+    """Print the table and write page and figure."""
     from rich.console import Console
     from rich.table import Table
 
@@ -259,8 +285,3 @@ def show(
     write_atomically(out / "report.html", html)
     write_atomically(out / "curves.png", png)
     print(f"\n{out / 'report.html'}")
-    if results_folder:
-        folder = Path(results_folder) / name
-        for result in results:
-            write_json(folder / f"{result['arm']}-seed{result['seed']}.json", result)
-        write_atomically(folder / "table.md", markdown(HEADINGS, [cells(summary) for summary in summaries]))

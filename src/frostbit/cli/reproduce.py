@@ -9,11 +9,11 @@ from textwrap import fill
 from typing import Any
 
 from frostbit.analysis.tables import HEADINGS, ArmSummary, cells, markdown, summarize
-from frostbit.cli.compare import add_options, compare
+from frostbit.cli.compare import add_options, compare, read_results
 from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
-from frostbit.training.files import read_json, write_atomically
+from frostbit.training.files import write_atomically
 from frostbit.training.recipe_file import read_recipe_file
 
 
@@ -92,8 +92,7 @@ def find_tables(recipes: Path, results: Path) -> list[Table]:
 def _measured(name: str, scales: Sequence[str], order: Sequence[str], results: Path) -> Iterator[Measured]:
     for scale in scales:
         folder = results / (name if scale == "full" else f"{name}-{scale}")
-        found = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
-        found = sorted((run for run in found if run["arm"] in order), key=lambda run: order.index(run["arm"]))
+        found = read_results(folder, order)
         if found:
             yield Measured(scale, summarize(found), max(str(run.get("date", "-")) for run in found))
 
