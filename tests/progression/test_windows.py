@@ -156,6 +156,15 @@ def test_the_clock_is_manual_or_attached_never_both():
     assert progression.steps_taken == 2
 
 
+def test_an_optimizer_of_another_model_is_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(fb.UsageError, match="trains no parameter"):
+        fb.StoMPP(copy.deepcopy(model), 12).attach(optimizer)
+    part = torch.optim.SGD([next(model.parameters())], 0.1)
+    fb.StoMPP(model, 12).attach(part)
+
+
 def test_a_step_that_amp_skips_does_not_count():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

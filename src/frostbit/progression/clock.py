@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from frostbit.errors import UsageError
 from frostbit.signals import took_step
 
 
@@ -19,6 +21,8 @@ class Clock(ABC):
 
     #: what it is called in messages
     noun: ClassVar[str] = "clock"
+    #: the model it acts on
+    model: nn.Module
 
     def __init__(self) -> None:
         self.steps_taken = 0
@@ -49,9 +53,17 @@ class Clock(ABC):
 
         Raises:
             RuntimeError: it is attached already.
+            UsageError: the optimizer trains another model.
         """
         if self._handle is not None:
             raise RuntimeError(f"this {self.noun} is attached to an optimizer already: detach() it first")
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = [id(parameter) for parameter in self.model.parameters()]
+        if own and trained.isdisjoint(own):
+            raise UsageError(
+                f"this {self.noun} acts on a model of which the optimizer trains no parameter: "
+                "was either made for a copy of it?"
+            )
         self._handle = optimizer.register_step_post_hook(self._on_step)
         return self
 

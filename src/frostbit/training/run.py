@@ -116,8 +116,8 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequen
         world = config.devices * nodes
         strategy = ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
     elif config.strategy == "ddp" or config.devices * nodes > 1:
-        # frozen units leave the backward pass, so their parameters have no gradient
-        strategy = DDPStrategy(find_unused_parameters=recipe.progression is not None)
+        # what a hard sign without a surrogate blocks leaves the backward pass, so its parameters have no gradient
+        strategy = DDPStrategy(find_unused_parameters=recipe.binarize is not None)
     accelerator = config.accelerator
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("train.precision fp16 needs a GPU: use bf16 or 32 here")
