@@ -9,7 +9,8 @@ are nobody's invention, not for accuracy), packed, and held against three others
   threshold; at least 99.5 % of them where sums of floats are read by signs. Each sample that differs is traced to the
   first sign that differs, and the number that torch found there is printed.
 
-ONNX files (onnxruntime) and QONNX files (the executor of qonnx) of some are held against torch in the same way.
+ONNX files (onnxruntime) and QONNX files (the executor of qonnx) of some are held against torch in the same way, at
+least 99.5 % of the largest outputs: the sums of a real first layer, which signs read, are there another program's.
 """
 
 from __future__ import annotations
@@ -199,7 +200,8 @@ def check_exports(model: nn.Module, inputs: Tensor, folder: Path) -> Iterator[tu
 
 def row(case: Case, what: str, accuracy: float, samples: int, parity: Parity, rest: Row) -> Row:
     """Return one row of the table, and stop if the agreement is too small."""
-    least = 1.0 if case.model in ("binarynet", "mlp") else 0.995
+    # behind its first, real layer a BinaryNet sums integers alone; that layer's sums are onnxruntime's own in its files
+    least = 1.0 if case.model in ("binarynet", "mlp") and what == "packed" else 0.995
     for trace in parity.traces:
         print(f"  {what}: {trace}")
     if parity.agreement < least:

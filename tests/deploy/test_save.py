@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import frostbit as fb
 import frostbit_runtime
@@ -85,6 +86,18 @@ def test_what_users_write(options: dict[str, Any], tmp_path: Path) -> None:
     model = zoo.Functional()
     fb.binarize_(model, example_input=x, min_binary_macs=0, **options)
     check(zoo.look_trained(model, x), x, tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_borders_of_every_kind(mode: str, tmp_path: Path) -> None:
+    class Bordered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(x, (2, 1, 0, 3), mode=mode)
+
+    x = torch.randn(3, 2, 5, 4)
+    check(Bordered(), x, tmp_path / "net.safetensors")
+    network = fb.deploy.load(tmp_path / "net.safetensors")
+    assert np.array_equal(network(x.numpy()), Bordered()(x))
 
 
 @pytest.mark.parametrize("need_weights", [True, False])

@@ -65,6 +65,7 @@ class Functional(nn.Module):
         self.norm2 = nn.BatchNorm2d(16)
         self.mirrored = nn.Conv2d(16, 16, (3, 1), padding=(2, 0), dilation=(2, 1), padding_mode="reflect")
         self.up = nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.wrapped = nn.Conv2d(8, 8, 3, padding=(1, 2), padding_mode="circular")
         self.bend = nn.PReLU(8)
         self.norm3 = nn.GroupNorm(2, 8)
         self.uneven = nn.Conv2d(8, 8, 4, padding="same")
@@ -75,7 +76,7 @@ class Functional(nn.Module):
         y = F.hardtanh(self.norm1(self.stem(x)))
         y = F.max_pool2d(self.norm2(self.grouped(y)), 2)
         y = self.up(self.mirrored(F.pad(y, (1, 0, 0, 1))))
-        y = self.norm3(self.bend(y * 0.5 + 0.1))
+        y = self.norm3(self.bend(self.wrapped(y) * 0.5 + 0.1))
         first, second = y.chunk(2, 1)
         y = torch.cat([second, first], 1) + torch.ones(8, 1, 1) * 0.3
         y = F.leaky_relu(self.uneven(y) / 3 - 0.1, 0.2)

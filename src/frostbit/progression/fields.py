@@ -66,10 +66,12 @@ class Field:
                 again = torch.randint(entries, (count,), generator=generator)
                 fresh = torch.rand(count, generator=generator)
                 # an entry may be drawn twice; which write comes last is up to the threads unless it is the only one
-                again, order = again.sort(stable=True)
-                last = torch.ones(count, dtype=torch.bool)
-                torch.ne(again[1:], again[:-1], out=last[:-1])
-                again, fresh = again[last].to(self.uniform.device), fresh[order[last]].to(self.uniform.device)
+                number = torch.arange(count, dtype=torch.int32)
+                latest = torch.empty(entries, dtype=torch.int32)
+                latest.scatter_reduce_(0, again, number, "amax", include_self=False)
+                last = (latest.gather(0, again) == number).nonzero().view(-1)
+                again = again.index_select(0, last).to(self.uniform.device)
+                fresh = fresh.index_select(0, last).to(self.uniform.device)
                 self.uniform.view(-1)[again] = fresh
         if self.rule == "uniform" or self.draws == 0:
             torch.lt(self.uniform, p, out=self.mask)

@@ -189,18 +189,40 @@ def pad(low: Lowering, x: Any, sides: Sequence[int], number: float = 0.0) -> Val
     return low.emit("pad", [value], {"padding": padding, "value": float(number)})
 
 
+@handles(aten.pad.default)
+def pad_by_mode(
+    low: Lowering, x: Any, sides: Sequence[int], mode: str = "constant", number: float | None = None
+) -> Value:
+    """Any border; torch's own decomposition of the circular one writes into memory."""
+    return pad(low, x, sides, number or 0.0) if mode == "constant" else _border(low, low.value(x), sides, mode)
+
+
 @handles(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+def pad_mirrored(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
+    """A border of mirrored entries."""
+    return _border(low, low.value(x), sides, "reflect")
+
+
 @handles(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
-def pad_with_copies(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
-    """A border of mirrored, or of repeated, entries."""
-    value, mirrored = low.value(x), "reflection" in str(low.node.target)
+def pad_repeated(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
+    """A border of repeated entries."""
+    return _border(low, low.value(x), sides, "replicate")
+
+
+def _border(low: Lowering, value: Value, sides: Sequence[int], mode: str) -> Value:
+    """Return ``value`` with a border of its own entries."""
     for count in range(len(sides) // 2):
         axis, (before, after) = value.rank - 1 - count, sides[2 * count : 2 * count + 2]
         size = value.shape[axis]
         if not isinstance(size, int):
             raise UnsupportedError("it pads a dimension of open size")
-        front = [i if mirrored else 0 for i in range(before, 0, -1)]
-        back = [size - 1 - (i if mirrored else 0) for i in range(1, after + 1)]
+        if min(before, after) < 0:
+            raise UnsupportedError(f"its {mode} border has a negative width")
+        front, back = {
+            "reflect": (range(before, 0, -1), range(size - 2, size - 2 - after, -1)),
+            "replicate": ([0] * before, [size - 1] * after),
+            "circular": (range(size - before, size), range(after)),
+        }[mode]
         borders = [[cut(low, value, axis, i, i + 1, 1) for i in rows] for rows in (front, back)]
         shape = resized(value, axis, size + before + after)
         value = low.emit("concat", [*borders[0], value, *borders[1]], {"axis": axis}, shape=shape)
