@@ -4,10 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import epochs_to  # noqa: E402  # after its folder is on the path
+import flips  # noqa: E402  # the same
 import harness  # noqa: E402  # the same
 
 
@@ -39,4 +43,22 @@ def test_epochs_to_an_accuracy_are_the_first_at_or_above_it():
         ("a", "2.0 ± 0.0", "5.0 ± 1.4"),
         ("b", "never", "never"),
         ("c", "2.0 (1 of 2)", "2.0 (1 of 2)"),
+    ]
+
+
+def test_flips_are_summed_within_quarters_and_averaged_over_units_and_seeds():
+    def record(*shares):
+        rows = [
+            (step, unit, share) for step, pair in enumerate(shares, 1) for unit, share in zip("ab", pair, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["step", "unit", "flips"])
+
+    nan = float("nan")  # a unit without binary weights
+    one = record((0.1, nan), (0.3, nan), (0, nan), (0, nan), (0.01, nan), (0.01, nan), (1, nan), (0, nan))
+    assert flips.by_quarter(one) == pytest.approx([40, 0, 2, 100])
+    two = record((0.1, 0.3), (0.2, 0), (0, 0.4), (0.5, 0.5))
+    assert flips.by_quarter(two) == pytest.approx([20, 10, 20, 50])
+    assert flips.rows({"x": [two], "y": [two, two]}) == [
+        ("x", "20.0", "10.0", "20.0", "50.0", "100.0"),
+        ("y", "20.0 ± 0.0", "10.0 ± 0.0", "20.0 ± 0.0", "50.0 ± 0.0", "100.0 ± 0.0"),
     ]
