@@ -99,6 +99,11 @@ HEADLINES = (
         ("", "256 to 256 at 14x14", "float to float"),
         "x torch",
     ),
+    *(
+        (f"{engine} / packed {title}, one image", "deploy", (network, engine, 1, 1), "x runtime")
+        for network, title in (("binarynet at 32", "BinaryNet"), ("bireal18 at 224", "Bi-Real-18"))
+        for engine in ("onnxruntime float32", "onnxruntime int8", "larq-compute-engine 0.16.0")
+    ),
 )
 
 
