@@ -93,12 +93,15 @@ def _parser(name: str) -> Any:
     return parser
 
 
+#: by name and value as written: most are defaults that every arm of a recipe repeats
+_parsed_before: dict[tuple[str, str], Any] = {}
+
+
 def _parsed(name: str, value: Any) -> Any:
-    return _parser(name).parse_object({"value": value}, defaults=False)["value"]
-
-
-#: of plain values, most of which are defaults that every arm of a recipe repeats
-_parsed_before = functools.lru_cache(maxsize=4096, typed=True)(_parsed)
+    key = name, repr(value)
+    if key not in _parsed_before:
+        _parsed_before[key] = _parser(name).parse_object({"value": value}, defaults=False)["value"]
+    return copy.deepcopy(_parsed_before[key])
 
 
 def _typed(flat: Flat) -> Flat:
@@ -114,16 +117,19 @@ def _typed(flat: Flat) -> Flat:
             typed[name] = _choice(name, str(value), choices)  # YAML reads `precision: 32` as a number
             continue
         try:
-            parse = _parsed_before if value is None or isinstance(value, str | int | float) else _parsed
-            typed[name] = parse(name, value)
+            typed[name] = _parsed(name, value)
         except (ArgumentError, TypeError, ValueError):
             raise UsageError(f"{name} must be {describe(SETTINGS[name].kind)}, found {value!r}") from None
     return typed
 
 
+#: evaluating annotations costs as much as everything else about a recipe
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _build(cls: type, flat: Flat, prefix: str) -> object:
     values: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     for f in dataclasses.fields(cls):
         name = prefix + f.name
         inner = dataclass_of(hints[f.name])
