@@ -19,6 +19,8 @@ from harness import report
 
 from frostbit.analysis.tables import Spread
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def accuracies(options: argparse.Namespace, processes: int, folder: Path) -> list[float]:
     """Train each seed and return the final accuracies in percent."""
@@ -28,7 +30,7 @@ def accuracies(options: argparse.Namespace, processes: int, folder: Path) -> lis
         train = ["frostbit.cli", "train", options.recipe, "--arm", options.arm, "--seed", seed, "--out", str(folder)]
         settings = ["--epochs", str(options.epochs), "--train.threads", "1", "--train.accelerator", "cpu", "--quiet"]
         command = [sys.executable, "-m", *launcher, *train, *settings, "--train.devices", str(processes)]
-        subprocess.run([*command, *options.more], check=True)
+        subprocess.run([*command, *options.more], check=True, cwd=ROOT)
         result = json.loads((folder / f"{options.arm}-seed{seed}" / "result.json").read_text())
         found.append(result["final"]["recalibrated"])
     return found
@@ -37,7 +39,7 @@ def accuracies(options: argparse.Namespace, processes: int, folder: Path) -> lis
 def main() -> None:
     """Run both and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="recipes/demo.yaml")
+    parser.add_argument("--recipe", default="recipes/demo.yaml", help="path from the root of the repository")
     parser.add_argument("--arm", default="stompp+ste")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", default="0,1,2")
