@@ -65,7 +65,7 @@ def read_record(path: Path) -> dict[str, list[Any]]:
     """Return the columns of a ``units.parquet``; none if it is absent."""
     if not path.exists():
         return {}
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]  # it ships no type information
+    from pyarrow import ArrowException, parquet
 
     try:
         columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()

@@ -28,7 +28,7 @@ def inspect_page(runs: Sequence[Inside]) -> str:
     Returns:
         HTML that needs no network: some 5 MB of it are plotly's script.
     """
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # it ships no type information
+    from plotly.offline import get_plotlyjs
 
     sections = [Section("Saw-tooth", text(_SAWTOOTH) + _html(sawtooth(runs)) + _amplitudes(runs))]
     recorded = [run for run in runs if run.units]
@@ -241,7 +241,7 @@ def _layout(height: int) -> Plot:
 
 
 def _html(plot: Plot) -> str:
-    from plotly.graph_objects import Figure  # type: ignore[import-untyped]  # it ships no type information
+    from plotly.graph_objects import Figure
 
     config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
     html: str = Figure(plot).to_html(full_html=False, include_plotlyjs=False, config=config)

@@ -16,7 +16,7 @@ from frostbit.signals import DeadChannels, GradientNorms, Scaler, SignFlips, gat
 from frostbit.units import units
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped]  # it ships no type information
+    import pandas
 
 #: what is recorded of a unit, in the order of the columns
 FIGURES = ("frozen", "flips", "gradient", "saturated", "positive", "dead")
@@ -144,7 +144,7 @@ class Recorder:
 
     def to_parquet(self) -> bytes:
         """Return the record as a parquet file; see `columns`."""
-        import pyarrow  # type: ignore[import-untyped]  # it ships no type information
+        import pyarrow
         from pyarrow import parquet
 
         kinds = {"step": pyarrow.int32(), "depth": pyarrow.int16(), "unit": pyarrow.string()}

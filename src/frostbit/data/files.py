@@ -101,8 +101,8 @@ def read_tables(splits: Mapping[str, Sequence[Part]], classes: tuple[str, ...] |
 
 
 def _parquet_parts(path: Path, prefixes: Sequence[str]) -> list[Part]:
-    import pyarrow as pa  # type: ignore[import-untyped]  # it ships no type information
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]  # the same
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     found = (sorted(path.glob(f"{prefix}*.parquet")) for prefix in prefixes)
     files = next(filter(None, found), None)

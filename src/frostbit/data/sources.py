@@ -89,8 +89,8 @@ def digits(path: Path | None = None) -> Source:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it ships no type information
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]  # the same
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     table = load_digits()
     pixels = np.rint(table.images * (255 / 16)).astype(np.uint8)
@@ -225,7 +225,7 @@ def _from_folder(path: Path, classes: tuple[str, ...] | None, test: str | None =
 
 
 def _hub(name: str, test: str | None = None, classes: tuple[str, ...] | None = None, texts: bool = False) -> Source:
-    from datasets import load_dataset  # type: ignore[import-untyped]  # it ships no type information
+    from datasets import load_dataset
 
     from frostbit.data import files
 
