@@ -259,7 +259,7 @@ def main() -> None:
     for case in CASES:
         start = time.perf_counter()
         rows += rows_of(case, options.data, options.path, options.epochs, options.train, options.test)
-        print(f"{case.model} at {case.size}: equal, {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{case.model} at {case.size}: compared, {time.perf_counter() - start:.0f} s", flush=True)
     report("parity", rows)
     wrong = [sentence for sentence in map(short_of, rows) if sentence]
     if wrong:
