@@ -193,24 +193,10 @@ def pad(low: Lowering, x: Any, sides: Sequence[int], number: float = 0.0) -> Val
 def pad_by_mode(
     low: Lowering, x: Any, sides: Sequence[int], mode: str = "constant", number: float | None = None
 ) -> Value:
-    """Any border; torch's own decomposition of the circular one writes into memory."""
-    return pad(low, x, sides, number or 0.0) if mode == "constant" else _border(low, low.value(x), sides, mode)
-
-
-@handles(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
-def pad_mirrored(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
-    """A border of mirrored entries."""
-    return _border(low, low.value(x), sides, "reflect")
-
-
-@handles(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
-def pad_repeated(low: Lowering, x: Any, sides: Sequence[int]) -> Value:
-    """A border of repeated entries."""
-    return _border(low, low.value(x), sides, "replicate")
-
-
-def _border(low: Lowering, value: Value, sides: Sequence[int], mode: str) -> Value:
-    """Return ``value`` with a border of its own entries."""
+    """Any border; of what torch would make of this operator, the circular one writes into memory."""
+    if mode == "constant":
+        return pad(low, x, sides, number or 0.0)
+    value = low.value(x)
     for count in range(len(sides) // 2):
         axis, (before, after) = value.rank - 1 - count, sides[2 * count : 2 * count + 2]
         size = value.shape[axis]
