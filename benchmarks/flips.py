@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from frostbit.analysis.inside import read_record
 from frostbit.analysis.tables import Spread, markdown
+from frostbit.errors import UsageError
+from frostbit.training.files import write_atomically
 from frostbit.training.run import read_config
 
 QUARTERS = 4
@@ -32,11 +35,25 @@ def rows(records: Mapping[str, Sequence[pd.DataFrame]]) -> list[tuple[str, ...]]
     return table
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read the records of a folder of runs, print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of a comparison")
+    parser.add_argument("table", type=Path, nargs="?", help="Markdown file to write")
+    options = parser.parse_args()
     records: dict[str, list[pd.DataFrame]] = {}
-    for path in sorted(Path(sys.argv[1]).glob("*/units.parquet")):
-        records.setdefault(read_config(path.parent)[1], []).append(pd.read_parquet(path))
+    try:
+        for path in sorted(options.runs.glob("*/units.parquet")):
+            records.setdefault(read_config(path.parent)[1], []).append(pd.DataFrame(read_record(path)))
+    except UsageError as error:
+        parser.error(str(error))
+    if not records:
+        parser.error(f"expected a folder of runs with records (units.parquet), found none in {str(options.runs)!r}")
     text = markdown(("arm", *(f"quarter {n}, %" for n in range(1, QUARTERS + 1)), "whole run, %"), rows(records))
     print(text)
-    for out in sys.argv[2:]:
-        Path(out).write_text(text)
+    if options.table:
+        write_atomically(options.table, text)
+
+
+if __name__ == "__main__":
+    main()
