@@ -13,6 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import epochs_to  # noqa: E402  # after its folder is on the path
 import flips  # noqa: E402  # the same
 import harness  # noqa: E402  # the same
+import parity  # noqa: E402  # the same
 
 
 def test_every_result_lies_where_its_machine_says():
@@ -62,3 +63,10 @@ def test_flips_are_summed_within_quarters_and_averaged_over_units_and_seeds():
         ("x", "20.0", "10.0", "20.0", "50.0", "100.0"),
         ("y", "20.0 ± 0.0", "10.0 ± 0.0", "20.0 ± 0.0", "50.0 ± 0.0", "100.0 ± 0.0"),
     ]
+
+
+def test_parity_asks_every_output_of_networks_that_sum_integers():
+    for model, equal, short in (("binarynet", 100.0, False), ("binarynet", 99.9, True), ("resnet18", 99.5, False)):
+        found = parity.short_of({"model": model, "file": "ONNX", "equal argmax %": equal})
+        assert (found is not None) == short
+    assert "99.40 %" in parity.short_of({"model": "resnet18", "file": "packed", "equal argmax %": 99.4})

@@ -62,6 +62,19 @@ def test_a_null_section_forgets_what_was_said_inside_and_can_be_opened_again():
     assert overlay(said, {"progression": None}, {"progression.kind": "anneal"}) == {"progression.kind": "anneal"}
 
 
+def test_values_that_were_parsed_before_are_nobody_elses():
+    stated = {"seeds": [1, 2], "model.args": {"depth": [1]}}
+    first = resolve(stated)
+    first.seeds.append(3)
+    first.model.args["depth"].append(2)
+    again = resolve(stated)
+    assert again.seeds == [1, 2]
+    assert again.model.args == {"depth": [1]}
+    assert resolve({"train.epochs": 1}).train.epochs == 1  # and 1 as a number is not what "1" or True would be
+    with pytest.raises(UsageError, match="whole number"):
+        resolve({"train.epochs": True})
+
+
 def test_fields_of_other_choices_are_cleared():
     adam = resolve({"optimizer.name": "adam"})
     assert (adam.optimizer.momentum, adam.optimizer.betas) == (None, (0.9, 0.999))
