@@ -16,7 +16,8 @@ from frostbit.training.health import first_not_finite
 from frostbit.training.module import TrainingModule
 from frostbit.training.optimizers import lr_factor, make_optimizer
 from frostbit.training.recipe import ScheduleConfig
-from frostbit.training.run import load_run, read_config, train
+from frostbit.training.resolve import resolve
+from frostbit.training.run import load_run, make_trainer, read_config, train
 from frostbit.training.settings import changed
 
 
@@ -248,3 +249,10 @@ def test_seconds_go_on_where_the_checkpoint_left_them(tiny, tmp_path):
     module, _ = load_run(tmp_path)
     assert (module.seconds_before, module.seconds_cpu_before, module.seconds_evaluating) == saved
     assert module.seconds_cpu > module.seconds_cpu_before
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("float", False), ("ste", True), ("stompp", True)])
+def test_two_processes_wait_for_no_gradient_that_a_hard_sign_blocks(method, blocks, tmp_path):
+    settings = {"method": method, "train.devices": 2, "train.accelerator": "cpu"}
+    trainer = make_trainer(resolve(settings), tmp_path, progress=False)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is blocks
