@@ -71,6 +71,14 @@ def test_curves_show_mean_and_band_over_seeds():
     assert band.get_datalim(test.transData).bounds == (1, 10, 1, 30)
 
 
+def test_curves_of_one_evaluation_are_dots_with_bars():
+    one, two = ([{"epoch": 9, "acc_hardened": value, "train_acc": 1}] for value in (10, 30))
+    test, _ = figures.curves({"a": [one, two], "b": [one]}).axes
+    assert lines(test) == {"a": [[0, 20]], "b": [[1, 10]]}
+    assert {line.get_marker() for line in test.get_lines()} == {"o"}
+    assert [bar.get_segments()[0].tolist() for bar in test.collections] == [[[0, 10], [0, 30]], [[1, 10], [1, 10]]]
+
+
 def test_sawtooth_marks_windows_and_draws_every_unit():
     steps = [{"step": s, "loss": 1.0, "train_acc": 50.0, "u": 0.5, "v": 0.0} for s in (10, 20)]
     figure = figures.sawtooth(steps, [("u", 0, 15), ("v", 15, 20)])

@@ -23,6 +23,8 @@ _GREY = "#8a96a3"
 def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     """Draw accuracy over epochs: mean over seeds as a line, lowest to highest as a band.
 
+    Runs that were evaluated once are dots side by side, lowest to highest a bar.
+
     Args:
         runs: ``{arm: [curve of each seed]}``, curves as in ``result.json``.
 
@@ -31,17 +33,25 @@ def curves(runs: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     """
     figure = blank(9.0, 3.9)
     panels = figure.subplots(1, 2, sharey=True)
+    once = all(len(curve) == 1 for seeds in runs.values() for curve in seeds)
     for axes, key, title in zip(
         panels, ("acc_hardened", "train_acc"), ("test accuracy, hardened", "train accuracy"), strict=True
     ):
         for number, (arm, seeds) in enumerate(runs.items()):
             epochs, mean, low, high = _over_seeds(seeds, key)
             color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+            if once:
+                axes.plot([number], mean, "o", color=color, label=arm)
+                axes.vlines([number], low, high, color=color, linewidth=1.8)
+                continue
             axes.plot(epochs, mean, dash, color=color, label=arm, linewidth=1.8)
             if len(seeds) > 1:
                 axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-        tidy(axes, title, "epoch", "%" if axes is panels[0] else "")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        tidy(axes, title, "last epoch" if once else "epoch", "%" if axes is panels[0] else "")
+        if once:
+            axes.set_xticks([])
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return figure
 

@@ -125,7 +125,7 @@ def comparison_page(
                 "statistics taken anew on training images. Mean ± standard deviation over seeds."
             ),
         ),
-        Section("Curves", image(png, "Mean over seeds; the band spans lowest to highest seed.")),
+        Section("Curves", image(png, "Mean over seeds; a band or bar spans lowest to highest seed.")),
         Section(
             "In which settings the arms differ",
             table(("setting", "value", "arms"), differences_by_value(differences)),
