@@ -125,6 +125,14 @@ def test_other_precisions_train(precision, tiny, tmp_path):
     assert state["fc.weight"].dtype == (torch.float64 if precision == "64" else torch.float32)
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_adam_is_fused_and_can_be_clipped(precision, tiny, tmp_path):
+    changes = {"optimizer.name": "adam", "optimizer.lr": 1e-3, "train.grad_clip": 1.0, "train.precision": precision}
+    recipe = tiny("stompp", **changes)
+    train(recipe, arm="a", seed=0, folder=tmp_path)  # Lightning refuses to clip for a fused optimizer in bf16
+    assert make_optimizer(recipe.optimizer, build(recipe, 0).net).defaults["fused"] is True
+
+
 def test_accumulation_counts_optimizer_steps(tiny, tmp_path):
     result = train(tiny("stompp", **{"train.accumulate": 2}), arm="a", seed=0, folder=tmp_path)
     assert result["resolved"]["derived"]["steps"] == 12  # 5 batches an epoch are 3 steps

@@ -153,7 +153,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer, put the progression's clock and the latents' clip behind its steps."""
         config = self.recipe
-        optimizer = make_optimizer(config.optimizer, self.net)
+        optimizer = make_optimizer(config.optimizer, self.net, fused=config.train.precision in ("32", "64"))
         if self.progression is not None:
             self.progression.attach(optimizer)
             if config.optimizer.moments not in (None, "keep"):

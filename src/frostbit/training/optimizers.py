@@ -86,12 +86,14 @@ def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
     return fields
 
 
-def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: OptimizerConfig, net: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer that a recipe names, over the network's parameters.
 
     Args:
         config: of the recipe.
         net: the network, converted already.
+        fused: let Adam move a parameter in one pass over its memory, 4 times as fast on a CPU. Not for mixed
+            precision, where Lightning does not clip gradients for a fused optimizer.
 
     Returns:
         A torch optimizer; for a flip rule one that moves all other parameters with ``config.rest``, where weight
@@ -103,7 +105,7 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optim
     rule = FLIP_RULES.get(config.name)
     try:
         if rule is None:
-            kind, arguments = _plain(config.name, config)
+            kind, arguments = _plain(config.name, config, fused)
             if config.grad_at == "latent" or config.step_from == "quantized":  # otherwise the steps are the plain ones
                 switches: dict[str, Any] = {"grad_at": config.grad_at, "step_from": config.step_from}
                 optimizer: torch.optim.Optimizer = optim.ProxConnect(net, kind, **switches, **arguments)
@@ -112,7 +114,7 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optim
             optim.check_pairing(net, optimizer)
             return optimizer
         own = {_ARGUMENTS[field]: getattr(config, field) for field in flip_defaults(config.name)}
-        kind, arguments = _plain(config.rest or "adam", config)
+        kind, arguments = _plain(config.rest or "adam", config, fused)
         cases: dict[str | optim.case.Predicate, optim.case.Rule] = {"binary": (rule, own)}
         is_real_kernel = partial(_is_kernel, frozenset(id(p) for _, p in binary_parameters(net)))
         if config.weight_decay and any(is_real_kernel(net, name, p) for name, p in net.named_parameters()):
@@ -126,12 +128,12 @@ def _is_kernel(besides: frozenset[int], _: nn.Module, name: str, parameter: nn.P
     return parameter.dim() > 1 and id(parameter) not in besides
 
 
-def _plain(name: str, config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def _plain(name: str, config: OptimizerConfig, fused: bool) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if name == "sgd":
         return torch.optim.SGD, common | {"momentum": config.momentum or 0.0, "nesterov": bool(config.nesterov)}
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return kind, common | {"betas": config.betas or (0.9, 0.999)}
+    return kind, common | {"betas": config.betas or (0.9, 0.999), "fused": fused}
 
 
 def make_hyper_schedule(
