@@ -90,3 +90,10 @@ def test_import_needs_torch_alone():
     code = f"import frostbit, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_command_does_not_wait_for_what_it_may_not_use():
+    code = "import importlib, sys; from frostbit import cli; [importlib.import_module(f'frostbit.cli.{c}') for c in "
+    code += "cli.COMMANDS]; print([m for m in ('lightning', 'torch._dynamo', 'pandas', 'optuna') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -9,11 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from frostbit.errors import RunError
 from frostbit.evaluation import hardening_distance, is_hard
 from frostbit.training.evaluate import score
+from frostbit.training.files import load_tensors, save_tensors
 from frostbit.training.health import first_not_finite_state
 from frostbit.training.module import TrainingModule
 
@@ -118,3 +120,15 @@ class Save(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: all state is the module's."""
         return {}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to the disk, with atomic writes and loading that executes nothing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; see `save_tensors`."""
+        save_tensors(path, checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint; see `load_tensors`."""
+        return load_tensors(path)

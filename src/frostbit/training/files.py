@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from frostbit.errors import RunError, UsageError
 
@@ -73,6 +72,13 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, text.getvalue())
 
 
+def save_tensors(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write a checkpoint or state dict, atomically; see :func:`write_atomically`."""
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint or state dict without executing anything it contains.
 
@@ -94,17 +100,3 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{str(path)!r} must hold a state dict, found {type(data).__name__}")
     return data
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to the disk, with atomic writes and loading that executes nothing."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; see :func:`write_atomically`."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomically(path, buffer.getvalue())
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint; see :func:`load_tensors`."""
-        return load_tensors(path)

@@ -24,9 +24,9 @@ from frostbit.analysis.sawtooth import sawtooth_amplitude
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
 from frostbit.training.build import Built, build
-from frostbit.training.callbacks import TOP5_FROM, Evaluate, Save
+from frostbit.training.callbacks import TOP5_FROM, AtomicCheckpointIO, Evaluate, Save
 from frostbit.training.evaluate import score
-from frostbit.training.files import AtomicCheckpointIO, load_tensors, read_json, write_atomically, write_json
+from frostbit.training.files import load_tensors, read_json, save_tensors, write_atomically, write_json
 from frostbit.training.module import TrainingModule
 from frostbit.training.provenance import git_state, hardware, versions
 from frostbit.training.recipe import Recipe
@@ -213,7 +213,7 @@ def recalibration_batches(module: TrainingModule) -> Iterator[torch.Tensor]:
 
 def save_state(path: Path, net: torch.nn.Module) -> None:
     """Write a network's state dict, on the CPU, atomically."""
-    AtomicCheckpointIO().save_checkpoint({k: v.detach().cpu() for k, v in net.state_dict().items()}, path)
+    save_tensors(path, {k: v.detach().cpu() for k, v in net.state_dict().items()})
 
 
 def windows(built: Built) -> list[tuple[str, int, int]]:
