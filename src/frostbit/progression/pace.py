@@ -23,8 +23,8 @@ BOUND = 2.0
 class Pace(ABC):
     """Gives the next unit its share of the steps that are left, ``w₀ / Σw`` over the units that are left.
 
-    The weight w of a unit is 1 on average and lies in [1/2, 2]. What is measured is the same on all ranks, or made so;
-    the last unit takes what remains, so the steps add up exactly.
+    The weight w of a unit is 1 on average and lies in [1/2, 2]. What is measured is averaged over all processes, so
+    that they decide alike; the last unit takes what remains, so the steps add up exactly.
 
     Args:
         model: the converted model.
@@ -55,7 +55,7 @@ class Pace(ABC):
         self.measure(left, (step - window.start) / (window.stop - window.start))
         if step + 1 < window.stop:
             return windows
-        weights = self._agreed(self.weights(left))
+        weights = self.weights(left)
         self.restart()
         steps = windows[left[-1]].stop - window.stop
         # never so long that another unit would be left without a step
@@ -64,13 +64,13 @@ class Pace(ABC):
         planned = lay_out([unit.name for unit in self.units], left, lengths, window.stop)
         return [planned.get(index, old) for index, old in enumerate(windows)]
 
-    def _agreed(self, weights: list[float]) -> list[float]:
-        """Return the mean over all ranks, which may have seen other losses or hold other shards."""
+    def over_ranks(self, values: Tensor) -> Tensor:
+        """Return the mean of a measurement over all processes: each has losses, and may have shards, of its own."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return weights
-        mean = torch.tensor(weights, dtype=torch.float64, device=_device(self.units))
+            return values
+        mean = values.to(_device(self.units), torch.float64, copy=True)
         torch.distributed.all_reduce(mean)
-        return [float(value) for value in mean / torch.distributed.get_world_size()]
+        return mean / torch.distributed.get_world_size()
 
     def observe(self, loss: Tensor) -> None:
         """Take note of a training loss; see `Progression.observe`."""
@@ -87,7 +87,7 @@ class Pace(ABC):
 
     @abstractmethod
     def weights(self, left: Sequence[int]) -> list[float]:
-        """Return the weight w of each unit that is left."""
+        """Return the weight w of each unit that is left, the same on all processes."""
 
     def restart(self) -> None:
         """Begin the measurement of the next window."""
@@ -121,7 +121,7 @@ class GradientPace(Pace):
 
     def weights(self, left: Sequence[int]) -> list[float]:
         """Return the norms relative to their mean."""
-        norms = self._squares.sqrt().tolist()
+        norms = self.over_ranks(self._squares).sqrt().tolist()
         return relative([norms[i] if any(True for _ in self.units[i].weight_quantizers()) else None for i in left])
 
     def restart(self) -> None:
@@ -153,7 +153,7 @@ class FlipPace(Pace):
     def weights(self, left: Sequence[int]) -> list[float]:
         """Return the shares of changed signs relative to their mean; the present signs are the next ones to compare."""
         assert self._flips is not None
-        shares = self._flips.take().tolist()
+        shares = self.over_ranks(self._flips.take()).tolist()
         return relative([None if math.isnan(shares[index]) else shares[index] for index in left])
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,7 +203,8 @@ class RecoveryPace(Pace):
 
     def weights(self, left: Sequence[int]) -> list[float]:
         """Return ``2^(2d − 1)`` for the next unit and 1 for those behind it."""
-        means = [total / count for total, count in zip(self._sums.tolist(), self._counts, strict=True) if count]
+        sums = self.over_ranks(self._sums).tolist()
+        means = [total / count for total, count in zip(sums, self._counts, strict=True) if count]
         before, self._level = self._level, means[-1]
         if before is None:
             return [1.0] * len(left)
