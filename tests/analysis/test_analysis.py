@@ -7,7 +7,7 @@ import pytest
 from frostbit.analysis import Section, differences_by_value, figures, markdown, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table
 from frostbit.analysis.sawtooth import sawtooth_amplitude
-from frostbit.analysis.tables import cells
+from frostbit.analysis.tables import arm_table
 
 
 def result(arm, raw, recalibrated=0.0, train=0.0, seconds=1.0, curve=()):
@@ -18,14 +18,24 @@ def result(arm, raw, recalibrated=0.0, train=0.0, seconds=1.0, curve=()):
 def test_summary_is_mean_and_sample_deviation_over_seeds():
     a, b = summarize([result("a", 10, 20, 30, 1), result("b", 50), result("a", 14, 20, 33, 3)])
     assert (a.raw.mean, a.raw.sd) == (12, pytest.approx(math.sqrt(8)))
-    assert cells(a) == ("a", "20.0 ± 0.0", "12.0 ± 2.8", "31.5 ± 2.1", "2", "-", "2")
+    headings, rows = arm_table([a, b])
+    assert headings == ("arm", "hardened, recalibrated %", "hardened, raw %", "train %", "seconds", "seeds")
+    assert rows[0] == ("a", "20.0 ± 0.0", "12.0 ± 2.8", "31.5 ± 2.1", "2", "2")
     assert (b.raw.sd, str(b.raw)) == (None, "50.0")
 
 
 def test_core_seconds_are_shown_where_all_runs_have_them():
     new, newer, old = (result("a", 1) | extra for extra in ({"seconds_cpu": 4.0}, {"seconds_cpu": 7.0}, {}))
     assert [summarize(runs)[0].core_seconds for runs in ([new, newer], [new, old])] == [5.5, None]
-    assert cells(summarize([new, newer])[0])[5] == "6"
+
+
+def test_a_figure_that_some_arms_lack_is_a_dash_for_them():
+    tuned, other = result("a", 1) | {"seconds_cpu": 5.5}, result("b", 2)
+    tuned["final"]["val"] = 3.0
+    headings, rows = arm_table(summarize([tuned, other]))
+    columns = dict(zip(headings, zip(*rows, strict=True), strict=True))
+    assert columns["validation %"] == ("3.0", "-")
+    assert columns["core seconds"] == ("6", "-")
 
 
 def test_markdown():

@@ -34,6 +34,7 @@ class ArmSummary:
         arm: its name.
         recalibrated: test accuracy, hardened, batch-norm statistics recalibrated.
         raw: test accuracy, hardened, statistics as trained.
+        validation: the same on the samples that ``data.val_fraction`` splits off; ``None`` if a run has none.
         train: training accuracy over the last evaluated stretch.
         seconds: mean seconds of a run.
         core_seconds: mean processor seconds of a run; ``None`` if a result is older than this figure.
@@ -43,6 +44,7 @@ class ArmSummary:
     arm: str
     recalibrated: Spread
     raw: Spread
+    validation: Spread | None
     train: Spread
     seconds: float
     core_seconds: float | None
@@ -56,31 +58,34 @@ def summarize(results: Sequence[Result]) -> list[ArmSummary]:
 
 
 def _summary(arm: str, runs: Sequence[Result]) -> ArmSummary:
+    figures = [run["final"] for run in runs]
     return ArmSummary(
         arm,
-        Spread.of([run["final"]["recalibrated"] for run in runs]),
-        Spread.of([run["final"]["raw"] for run in runs]),
-        Spread.of([run["final"]["train"] for run in runs]),
+        Spread.of([final["recalibrated"] for final in figures]),
+        Spread.of([final["raw"] for final in figures]),
+        Spread.of([final["val"] for final in figures]) if all("val" in final for final in figures) else None,
+        Spread.of([final["train"] for final in figures]),
         statistics.fmean(run["seconds"] for run in runs),
         statistics.fmean(run["seconds_cpu"] for run in runs) if all("seconds_cpu" in run for run in runs) else None,
         len(runs),
     )
 
 
-HEADINGS = ("arm", "hardened, recalibrated %", "hardened, raw %", "train %", "seconds", "core seconds", "seeds")
-
-
-def cells(summary: ArmSummary) -> tuple[str, ...]:
-    """Return one row of the table as text, in the order of ``HEADINGS``."""
-    return (
-        summary.arm,
-        str(summary.recalibrated),
-        str(summary.raw),
-        str(summary.train),
-        f"{summary.seconds:.0f}",
-        "-" if summary.core_seconds is None else f"{summary.core_seconds:.0f}",
-        str(summary.seeds),
-    )
+def arm_table(summaries: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the headings and the rows of a table of arms; a figure that no arm has gets no column."""
+    columns: dict[str, list[object]] = {
+        "arm": [summary.arm for summary in summaries],
+        "hardened, recalibrated %": [summary.recalibrated for summary in summaries],
+        "hardened, raw %": [summary.raw for summary in summaries],
+        "validation %": [summary.validation for summary in summaries],
+        "train %": [summary.train for summary in summaries],
+        "seconds": [round(summary.seconds) for summary in summaries],
+        "core seconds": [summary.core_seconds and round(summary.core_seconds) for summary in summaries],
+        "seeds": [summary.seeds for summary in summaries],
+    }
+    shown = {heading: column for heading, column in columns.items() if any(cell is not None for cell in column)}
+    rows = zip(*shown.values(), strict=True)
+    return tuple(shown), [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

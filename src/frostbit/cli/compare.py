@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frostbit.analysis import differences_by_value, markdown, summarize
-from frostbit.analysis.tables import HEADINGS, cells
+from frostbit.analysis.tables import arm_table
 from frostbit.cli.options import make_parser, parse
 from frostbit.cli.train import check_vacant, read_recipe
 from frostbit.errors import UsageError
@@ -103,8 +103,7 @@ def write_results(folder: Path, results: Sequence[dict[str, Any]], arms: Sequenc
     """Add results to a folder, and write the table of all that lie there."""
     for result in results:
         write_json(folder / f"{result['arm']}-seed{result['seed']}.json", result)
-    rows = [cells(summary) for summary in summarize(read_results(folder, arms))]
-    write_atomically(folder / "table.md", markdown(HEADINGS, rows))
+    write_atomically(folder / "table.md", markdown(*arm_table(summarize(read_results(folder, arms)))))
 
 
 def read_results(folder: Path, arms: Sequence[str]) -> list[dict[str, Any]]:
@@ -264,12 +263,12 @@ def show(
     rows = differences_by_value(differing)
     console = Console(width=None if sys.stdout.isatty() else 80)
     table = Table(title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("arm", no_wrap=True)
-    for heading in ("hardened\nrecalibrated %", "hardened\nraw %", "train %", "seconds", "core\nseconds", "seeds"):
-        table.add_column(heading, justify="right")
-    summaries = summarize(results)
-    for summary in summaries:
-        table.add_row(*cells(summary))
+    (arm, *figures), cells = arm_table(summarize(results))
+    table.add_column(arm, no_wrap=True)
+    for heading in figures:
+        table.add_column(heading.replace(", ", "\n"), justify="right")
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
     if rows:
         settings = Table(title="The arms differ in", title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -12,7 +12,7 @@ import yaml
 from frostbit.analysis import Section, differences_by_value, figures, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table, text
 from frostbit.analysis.sawtooth import sawtooth_amplitude
-from frostbit.analysis.tables import HEADINGS, cells
+from frostbit.analysis.tables import arm_table
 from frostbit.training.files import read_json, write_atomically
 
 Result = Mapping[str, Any]
@@ -115,11 +115,10 @@ def comparison_page(
         HTML and PNG.
     """
     png = figures.to_png(figures.curves(curves_by_arm(results)))
-    rows = [cells(summary) for summary in summarize(results)]
     sections = [
         Section(
             "Accuracy of the binary networks",
-            table(HEADINGS, rows, figures=True)
+            table(*arm_table(summarize(results)), figures=True)
             + text(
                 "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm "
                 "statistics taken anew on training images. Mean ± standard deviation over seeds."

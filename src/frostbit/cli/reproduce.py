@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from frostbit.analysis.tables import HEADINGS, ArmSummary, cells, markdown, summarize
+from frostbit.analysis.tables import ArmSummary, arm_table, markdown, summarize
 from frostbit.cli.compare import add_options, compare, read_results
 from frostbit.cli.options import make_parser, parse
 from frostbit.errors import UsageError
@@ -129,9 +129,6 @@ def figures(arms: Sequence[ArmSummary], published: Mapping[str, Any]) -> str:
     return ", ".join([f"{len(arms)} arms", *parts, f"worst {said[ranked[0].arm]}", f"best {said[ranked[-1].arm]}"])
 
 
-_HEADINGS = (HEADINGS[0], "published %", *HEADINGS[1:])
-
-
 def page(tables: Sequence[Table]) -> str:
     """Return the page of all results as Markdown; every figure in it comes from a result file."""
     parts = [
@@ -150,8 +147,9 @@ def page(tables: Sequence[Table]) -> str:
             command = f"frostbit reproduce {table.name}" + (
                 f" --scale {measured.scale}" if measured.scale != "full" else ""
             )
-            rows = [(arm.arm, str(values.get(arm.arm, "-")), *cells(arm)[1:]) for arm in measured.arms]
-            parts.append(f"`{command}`, {measured.date}:\n\n{markdown(_HEADINGS, rows)}")
+            (arm, *figures), cells = arm_table(measured.arms)
+            rows = [(name, str(values.get(name, "-")), *row) for name, *row in cells]
+            parts.append(f"`{command}`, {measured.date}:\n\n{markdown((arm, 'published %', *figures), rows)}")
             verdict = (paper.get("verdict") or {}).get(measured.scale)
             if verdict:
                 parts.append(f"Verdict: {verdict}.\n")
