@@ -55,6 +55,7 @@ def main() -> None:
     gradients = [[1e-3 * (d + 3 * torch.randn_like(d)) for d in drift] for _ in range(4)]
     optimizers = {
         "Adam, foreach": torch.optim.Adam(parameters(), foreach=True),
+        "Adam, fused": torch.optim.Adam(parameters(), fused=True),
         "Bop": fb.optim.Bop(parameters(), threshold=1e-8, gamma=1e-4),
         "Bop2ndOrder, none": fb.optim.Bop2ndOrder(parameters(), gamma=1e-2, sigma=1e-3),
         "Bop2ndOrder, adam": fb.optim.Bop2ndOrder(parameters(), gamma=1e-2, sigma=1e-3, bias_correction="adam"),
