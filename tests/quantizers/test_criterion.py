@@ -245,6 +245,8 @@ WRONG = [
     (lambda: decompose("bnn+++"), "did you mean 'bnn\\+\\+'"),
     (lambda: decompose("clip", hardness=3.0), "Clip has no hardness, found hardness=3.0"),
     (lambda: decompose(None), "found None"),
+    (lambda: decompose("clip", one), "a function of \\(w, h\\) or None, found 'clip'"),
+    (lambda: decompose(one), "needs a backward function beside the forward one"),
     (lambda: decompose(quantizers.Masked(quantizers.Clip())), "acts by position"),
     (lambda: decompose(lambda w, h: 1 / w, one), "F must be finite on |w| ≤ 4, found .* at w = 0"),
     (lambda: decompose(one, lambda w, h: w.log()), "B must be finite"),

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 CALIBRATION = 32  # samples
@@ -75,10 +76,10 @@ def onnxruntime_int8(path: str, threads: int, inputs: Inputs) -> Run:
     import tempfile
 
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
+    class Reader:
         def __init__(self, names: Sequence[str]) -> None:
             samples = inputs(CALIBRATION)
             self.left = [
@@ -179,7 +180,7 @@ def main(request: dict[str, Any]) -> dict[str, dict[str, float]]:
     found = {}
     for batch in request["batches"]:
         given = arrays(batch)
-        ms, cpu_ms = best(lambda given=given: run(given), request["seconds"])  # type: ignore[misc]  # a default
+        ms, cpu_ms = best(partial(run, given), request["seconds"])
         found[str(batch)] = {"ms": ms, "cpu_ms": cpu_ms, "peak_mb": peak_mb()}
     return found
 

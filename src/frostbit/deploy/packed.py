@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,9 @@ from frostbit.deploy import ops
 from frostbit.errors import UsageError
 from frostbit.nn import Accumulator, BinaryLayer
 from frostbit.quantizers import Quantizer
+
+# of the module that it is a method of it reads `output_padding` alone
+_output_padding: Callable[..., list[int]] = nn.modules.conv._ConvTransposeNd._output_padding
 
 
 class PackedSign(Quantizer):
@@ -142,8 +147,8 @@ class PackedConvTranspose(PackedLayer):
         batched = input.dim() == len(self.shape)
         x = input if batched else input.unsqueeze(0)
         dims = len(self.stride)
-        extra = nn.modules.conv._ConvTransposeNd._output_padding(
-            self,  # type: ignore[arg-type]  # of its module it reads `output_padding` alone
+        extra = _output_padding(
+            self,
             input,
             output_size,
             self.stride,

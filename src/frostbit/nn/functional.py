@@ -150,7 +150,7 @@ def quantized_map(
             y = y * op.spread(op.per_output(scale).to(dtype))
             return y if bias is None else y + op.spread(bias)
         return op(_quantize(input_quantizer, x).to(dtype), _quantize(weight_quantizer, weight, scale).to(dtype), bias)
-    result: Tensor = _QuantizedMap.apply(  # type: ignore[no-untyped-call]  # torch left it untyped
+    result: Tensor = _QuantizedMap.apply(
         x, weight, bias, scale, op, input_quantizer, weight_quantizer, dtype, accumulator
     )
     return result

@@ -104,7 +104,7 @@ def resolve(spec: Spec) -> Quantizer | None:
 
 
 def decompose(
-    pair: Spec,
+    pair: Spec | Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     *,
     hardness: float | None = None,
@@ -132,10 +132,17 @@ def decompose(
 
     Source: Lu et al., ProxConnect++ (arXiv 2402.17710).
     """
-    if backward is not None:
-        quantizer: Quantizer | None = from_pair(pair, backward, hardness)  # type: ignore[arg-type]  # a function here
-    else:
+    quantizer: Quantizer | None
+    if isinstance(pair, str | Quantizer | Mapping | tuple):
+        if backward is not None:
+            raise UsageError(f"beside a backward the forward is a function of (w, h) or None, found {pair!r}")
         quantizer = resolve(pair)
+    elif backward is not None:
+        quantizer = from_pair(pair, backward, hardness)
+    elif pair is not None:
+        raise UsageError(f"decompose needs a backward function beside the forward one: decompose(F, B), found {pair!r}")
+    else:
+        quantizer = None
     if quantizer is None:
         raise UsageError("decompose needs a quantizer, its name or a pair of functions, found None")
     if hardness is not None and backward is None:

@@ -249,7 +249,7 @@ class Quantizer(nn.Module):
             return x
         if self.blocks or not torch.is_grad_enabled():
             return self.value(x.detach(), scale)
-        y: Tensor = _Quantize.apply(x, scale, self)  # type: ignore[no-untyped-call]  # torch left it untyped
+        y: Tensor = _Quantize.apply(x, scale, self)
         return y
 
     def extra_repr(self) -> str:

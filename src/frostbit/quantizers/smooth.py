@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -33,7 +34,7 @@ class Clip(Quantizer):
         return pass_inside(grad, x, out=grad if overwrite else None)
 
 
-class Steep(Quantizer):
+class Steep(Quantizer, ABC):
     """``F = k·f(μx)``, ``B = k·μ·f'(μx)`` for one curve f from −1 to 1; hardness is μ and the limit is the sign.
 
     A subclass gives ``curve`` and ``slope`` for arguments within ±30, in float32 or wider, and ``slope_at_0``. Where a
@@ -54,13 +55,13 @@ class Steep(Quantizer):
         super().__init__(hardness)
         self.unit_slope = unit_slope
 
+    @abstractmethod
     def curve(self, z: Tensor) -> Tensor:
         """Return ``f(z)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slope(self, z: Tensor) -> Tensor:
         """Return ``f'(z)``."""
-        raise NotImplementedError
 
     def gain(self, mu: Tensor) -> Tensor | float:
         """Return k."""
