@@ -121,7 +121,7 @@ def test_other_peoples_models(tmp_path: Path) -> None:
         (others.ViT(), others.IMAGES, {}),
         (nn.Sequential(nn.Linear(8, 8), others.attention(), nn.Linear(8, 8)), others.TOKENS, {"keep": "first_last"}),
     ):
-        fb.binarize_(model, example_input=x, min_binary_macs=0, **options)  # type: ignore[arg-type]
+        fb.binarize_(model, example_input=x, min_binary_macs=0, **options)
         check(model.eval(), x, tmp_path / "net.safetensors", flips=20)
 
 
@@ -204,7 +204,7 @@ def test_encodings(options: dict[str, Any], tmp_path: Path) -> None:
 def test_unknown_encodings_and_labels_are_refused(tmp_path: Path) -> None:
     model, x = zoo.ready("mlp")
     with pytest.raises(fb.UsageError, match="unknown encoding for rest 'float61': did you mean 'float16'"):
-        fb.deploy.save(model, x, tmp_path / "net.safetensors", rest="float61")  # type: ignore[arg-type]
+        fb.deploy.save(model, x, tmp_path / "net.safetensors", rest="float61")
     with pytest.raises(fb.UsageError, match="names of 10 classes, found 2"):
         fb.deploy.save(model, x, tmp_path / "net.safetensors", labels=["cat", "dog"])
     assert list(tmp_path.iterdir()) == []
@@ -274,7 +274,7 @@ def test_saving_leaves_the_model_as_it_was_and_the_file_knows_where_it_comes_fro
         "preprocess": {"size": 5, "channels": 1, "mean": [0.5], "std": [0.5]},
         "run": {"seed": 3},
     }
-    saved = fb.deploy.save(model, x, tmp_path / "deep" / "net.safetensors", **about)  # type: ignore[arg-type]
+    saved = fb.deploy.save(model, x, tmp_path / "deep" / "net.safetensors", **about)
     others.assert_untouched(model, before)
     assert model.training
     model.eval()

@@ -39,7 +39,7 @@ def look_trained(model: nn.Module, batch: Tensor) -> nn.Module:
 
 def batch_for(model: nn.Module, count: int = 5) -> Tensor:
     """A reproducible batch; a few of its numbers are −0.0."""
-    x = torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    x = torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
     x.flatten()[::17] = -0.0
     return x
 
@@ -50,7 +50,7 @@ def ready(name: str, placement: str = "input", **options: Any) -> tuple[nn.Modul
     torch.manual_seed(0)
     model = tiny(name)
     x = batch_for(model)
-    fb.binarize_(model, placement=placement, example_input=x, min_binary_macs=0, **options)  # type: ignore[arg-type]
+    fb.binarize_(model, placement=placement, example_input=x, min_binary_macs=0, **options)
     return look_trained(model, x).eval(), x
 
 

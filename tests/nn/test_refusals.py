@@ -92,4 +92,4 @@ def test_what_is_binary_already_is_refused() -> None:
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(UsageError, match=r"binarize_ takes a model, an instance of torch.nn.Module, found <class"):
-        fb.binarize_(ResNet)  # type: ignore[arg-type]  # the class is what a typo leaves
+        fb.binarize_(ResNet)  # the class is what a typo leaves

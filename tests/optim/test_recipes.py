@@ -166,12 +166,12 @@ def test_a_run_leaves_signs_and_resumes_bit_exactly(tmp_path: Path) -> None:
         if module.current_epoch == 1:
             raise KeyboardInterrupt
 
-    TrainingModule.on_train_epoch_start = stop  # type: ignore[method-assign] # for the time of one run
+    TrainingModule.on_train_epoch_start = stop  # for the time of one run
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run.train(copy.deepcopy(recipe), arm="a", seed=0, folder=tmp_path / "cut")
     finally:
-        TrainingModule.on_train_epoch_start = before  # type: ignore[method-assign] # as it was
+        TrainingModule.on_train_epoch_start = before  # as it was
     run.train(copy.deepcopy(recipe), arm="a", seed=0, folder=tmp_path / "cut", resume=True)
     resumed = load_tensors(tmp_path / "cut" / "final.pt")
     assert all(torch.equal(final[name], resumed[name]) for name in final)
