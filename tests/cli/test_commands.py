@@ -161,6 +161,7 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
     table = {
         "name": "table-1",
         "train.epochs": 100,
+        "data.val_fraction": 0.1,
         "arms": {"ste": {"method": "ste"}, "float": {"method": "float"}},
         "scales": {"cpu": {"train.eval_every": 7, "seeds": [0, 1]}},
         "paper": {
@@ -181,6 +182,10 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
     assert "agrees" not in listed
     assert "aside" not in listed
     frostbit("reproduce table-1 --scale cpu --quiet --arms ste", SMALL)
+    shown = capsys.readouterr().out
+    assert "validation" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
     runs = [json.loads(path.read_text()) for path in sorted((workplace / "results" / "table-1-cpu").glob("*.json"))]
     assert [(run["resolved"]["scale"], run["resolved"]["train"]["eval_every"], run["seed"]) for run in runs] == [
         ("cpu", 7, 0),
@@ -195,6 +200,11 @@ def test_reproduce_runs_a_table_and_shows_it_beside_the_published_figure(workpla
     assert "verdict: agrees in sign" in listed
     assert "was not run" not in listed
     assert max(map(len, listed.splitlines())) <= 80
+    broken = workplace / "results" / "table-1-cpu" / "ste-seed2.json"
+    broken.write_text('{"arm": "ste", "seed": 2}')
+    frostbit("reproduce --list", code=2)
+    assert "ste-seed2.json' is no result of a run: it has no 'final'" in capsys.readouterr().err
+    broken.unlink()
     # a verdict comes after the runs, and makes no other runs of them
     table["paper"]["verdict"]["cpu"] = "does not agree"
     (workplace / "recipes" / "table-1.yaml").write_text(yaml.safe_dump(table))

@@ -108,8 +108,21 @@ def write_results(folder: Path, results: Sequence[dict[str, Any]], arms: Sequenc
 
 def read_results(folder: Path, arms: Sequence[str]) -> list[dict[str, Any]]:
     """Return the results of these arms that lie in a folder, in the order of the arms."""
-    found = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
+    found = [read_result(path) for path in sorted(folder.glob("*-seed*.json"))]
     return sorted((run for run in found if run["arm"] in arms), key=lambda run: arms.index(run["arm"]))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return the result of one run.
+
+    Raises:
+        UsageError: the file cannot be read, or lacks what a table shows.
+    """
+    result = read_json(path)
+    lacking = [key for key in ("arm", "seed", "final", "seconds") if key not in result]
+    if lacking:
+        raise UsageError(f"{str(path)!r} is no result of a run: it has no {lacking[0]!r}")
+    return result
 
 
 def arm_recipes(stated: Flat, own: dict[str, Any], given: Flat) -> dict[str, Recipe]:
@@ -262,11 +275,12 @@ def show(
     differing = differences({arm: to_dict(recipe) for arm, recipe in recipes.items()})
     rows = differences_by_value(differing)
     console = Console(width=None if sys.stdout.isatty() else 80)
-    table = Table(title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=name, title_justify="left", box=None, padding=(0, 1, 0, 0))
     (arm, *figures), cells = arm_table(summarize(results))
     table.add_column(arm, no_wrap=True)
     for heading in figures:
-        table.add_column(heading.replace(", ", "\n"), justify="right")
+        lines = heading.replace(", ", "\n").replace("core ", "core\n")
+        table.add_column(lines, justify="right", overflow="fold")
     for row in cells:
         table.add_row(*row)
     console.print(table)
