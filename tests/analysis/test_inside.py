@@ -35,6 +35,7 @@ def test_a_logarithmic_scale_encloses_what_is_above_zero():
     assert log_range([grid(small({"a": [0.0, 3e-4]}, (1, 2)), "gradient"), grid(run(3), "gradient")]) == (-6, -2)
     assert log_range([grid(small({"a": [0.1]}, (1,)), "gradient")]) == (-1, 0)
     assert log_range([grid(small({"a": [0.0, math.nan]}, (1, 2)), "gradient")]) is None
+    assert log_range([grid(small({"a": [1e-21, 0.1]}, (1, 2)), "gradient")]) == (-9, -1)  # a vanishing one is cut off
 
 
 def test_accuracy_by_depth_is_that_of_the_last_record_in_each_window():

@@ -22,6 +22,8 @@ MAPS: dict[str, tuple[str, bool]] = {
 }
 MOST_COLUMNS = 600
 """Columns of a heat map; more records than that are averaged into cells."""
+DECADES = 8.0
+"""Powers of ten that logarithmic colours tell apart."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def log_range(grids: Sequence[Grid]) -> tuple[float, float] | None:
-    """Return the whole powers of ten that enclose all values above 0, ``None`` if there are none."""
+    """Return the whole powers of ten that enclose all values above 0, ``None`` if there are none.
+
+    At most `DECADES` of them, the largest: a gradient on its way to nothing would take all colours from the rest.
+    """
     found = [value for each in grids for row in each.values for value in row if 0 < value < math.inf]
     if not found:
         return None
     low, high = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
-    return float(low), float(max(high, low + 1))
+    return float(max(low, high - DECADES)), float(max(high, low + 1))
 
 
 @dataclass(frozen=True)
