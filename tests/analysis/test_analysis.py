@@ -6,7 +6,7 @@ import pytest
 
 from frostbit.analysis import Section, differences_by_value, figures, markdown, page, summarize
 from frostbit.analysis.page import image, links, preformatted, table
-from frostbit.analysis.sawtooth import sawtooth_amplitude
+from frostbit.analysis.sawtooth import frozen_over_open, sawtooth_amplitude
 from frostbit.analysis.tables import arm_table
 
 
@@ -64,6 +64,16 @@ def test_amplitude_is_the_median_drop_in_the_first_tenth_of_windows():
     assert sawtooth_amplitude(steps, windows) == 4  # drops of 20, 4 and 0
     assert sawtooth_amplitude(steps, []) is None
     assert sawtooth_amplitude([], windows) is None
+
+
+def test_steps_on_frozen_weights_are_compared_at_both_ends_of_windows():
+    def row(step, frozen, unfrozen):
+        return {"step": step, "rate/frozen": frozen, "rate/open": unfrozen, "update/open": 0.0}
+
+    steps = [row(3, 2, 1), row(6, 90, 1), row(9, 8, 2), row(12, 6, 1), row(15, 90, 1), row(18, 3, 2), {"step": 25}]
+    windows = [("u", 0, 9), ("v", 9, 18)]
+    assert frozen_over_open(steps, windows) == {"rate/start": 4, "rate/end": 2.75}  # of 2 and 6; of 4 and 1.5
+    assert frozen_over_open(steps, []) == frozen_over_open([{"step": 3}], windows) == {}
 
 
 def lines(axes):

@@ -103,6 +103,7 @@ def test_step_sizes_are_recorded_on_request(tiny, tmp_path):
     train(tiny(train={"record_moments": True}), **ARM, folder=tmp_path)
     rows = list(csv.DictReader((tmp_path / "metrics_steps.csv").open()))
     assert any(float(row["rate/open"] or 0) > 0 and float(row["update/frozen"] or -1) >= 0 for row in rows)
+    assert read_json(tmp_path / "result.json")["frozen_over_open"]["rate/end"] == 1  # SGD has one rate
 
 
 def test_weight_decay_follows_its_schedule(tiny):

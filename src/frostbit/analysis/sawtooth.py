@@ -1,4 +1,4 @@
-"""The saw-tooth: how far training accuracy drops when a unit begins to freeze."""
+"""What repeats in each window: the drop of training accuracy, and the optimizer's steps on what is frozen."""
 
 from __future__ import annotations
 
@@ -39,3 +39,28 @@ def window_drops(steps: Sequence[Row], windows: Sequence[Window]) -> list[float 
         early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
         drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
     return drops
+
+
+def frozen_over_open(steps: Sequence[Row], windows: Sequence[Window]) -> dict[str, float]:
+    """Return what `frostbit.progression.step_sizes` found on frozen entries, divided by what it found on unfrozen ones.
+
+    Args:
+        steps: rows with ``step`` and, inside windows, ``rate/frozen``, ``rate/open``, ``update/frozen`` and
+            ``update/open``.
+        windows: ``(unit, first step, step after the last)``.
+
+    Returns:
+        ``rate/start``, ``rate/end``, ``update/start`` and ``update/end``: medians of the ratio over all records in the
+        first and in the last third of the windows. Empty without records.
+    """
+    ratios: dict[str, list[float]] = {}
+    for _, start, stop in windows:
+        for row in steps:
+            share = (row["step"] - start) / (stop - start)
+            if not 0 < share <= 1 or 1 / 3 < share <= 2 / 3:
+                continue
+            for what in ("rate", "update"):
+                frozen, unfrozen = row.get(f"{what}/frozen"), row.get(f"{what}/open")
+                if frozen is not None and unfrozen:
+                    ratios.setdefault(f"{what}/{'start' if share < 0.5 else 'end'}", []).append(frozen / unfrozen)
+    return {key: statistics.median(found) for key, found in sorted(ratios.items())}

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from frostbit.analysis.sawtooth import sawtooth_amplitude
+from frostbit.analysis.sawtooth import frozen_over_open, sawtooth_amplitude
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import recalibrate_
 from frostbit.training.build import Built, build
@@ -188,6 +188,7 @@ def finish(module: TrainingModule, built: Built, arm: str, seed: int, trainer: L
         "binary_macs": binary_mac_share(built),
         "windows": windows(built),
         "sawtooth": sawtooth_amplitude(module.record.steps, windows(built)),
+        "frozen_over_open": frozen_over_open(module.record.steps, windows(built)),
         "curve": curve,
         "warnings": [row["text"] for row in module.record.warnings],
         "final": final,
