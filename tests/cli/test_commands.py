@@ -139,7 +139,7 @@ def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
 def test_results_are_filed_as_each_run_ends_beside_those_of_other_seeds(workplace, monkeypatch):
     from frostbit.cli import compare
 
-    measured = json.loads((ROOT / "results" / "blockade-digits" / "forward-seed0.json").read_text())
+    measured = json.loads((ROOT / "results" / "blockade-cpu" / "forward-seed0.json").read_text())
     filed = []
 
     def look_and_pretend(job):
