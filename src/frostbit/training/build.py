@@ -86,7 +86,7 @@ def build(recipe: Recipe, seed: int) -> Built:
     steps = recipe.train.epochs * steps_per_epoch
     progression = make_progression(recipe, net, steps, seed, data)
     blockade = make_blockade(recipe, net, steps)
-    distill = make_distill(recipe, example, seed, data.vocabulary)
+    distill = make_distill(recipe, net, example, seed, data.vocabulary)
     return Built(recipe, data, net, report, progression, steps_per_epoch, blockade, distill)
 
 
@@ -190,9 +190,13 @@ def make_blockade(recipe: Recipe, net: nn.Module, total_steps: int) -> Blockade 
 
 
 def make_distill(
-    recipe: Recipe, example: torch.Tensor, seed: int, vocabulary: tuple[int, int] | None = None
+    recipe: Recipe,
+    student: nn.Module,
+    example: torch.Tensor,
+    seed: int,
+    vocabulary: tuple[int, int] | None = None,
 ) -> Distill | None:
-    """Load the recipe's teacher, or nothing; no random number that the run draws depends on it.
+    """Load the recipe's teacher of a student, or nothing; no random number that the run draws depends on it.
 
     Raises:
         UsageError: no float network for these inputs and classes.
@@ -218,7 +222,15 @@ def make_distill(
         teacher, _ = make_net(
             dataclasses.replace(recipe, model=model, binarize=None, init_from=source), example, seed, vocabulary
         )
-    return Distill(teacher, config.temperature, config.weight)
+    return Distill(
+        teacher,
+        config.temperature,
+        config.weight,
+        student=student,
+        features=config.features,
+        feature_weight=config.feature_weight,
+        compare=config.compare,
+    )
 
 
 def load_float(net: nn.Module, source: str) -> None:

@@ -181,6 +181,11 @@ class DistillConfig:
     teacher: Annotated[str | None, "float run or checkpoint to learn from; {seed} in it is the run's"] = None
     temperature: Annotated[float, "softens both answers"] = 4.0
     weight: Annotated[float, "share of the loss that is the teacher's"] = 0.5
+    features: Annotated[list[str], "globs of modules of both networks whose inputs are compared as well"] = field(
+        default_factory=list
+    )
+    feature_weight: Annotated[float, "factor on the sum of their distances"] = 1.0
+    compare: Annotated[str, "of a feature: attention (where it is large), or direction (itself)"] = "attention"
 
 
 @dataclass

@@ -209,6 +209,7 @@ _BOUNDS = (
     ("optimizer.weight_decay", 0, False),
     ("optimizer.weight_decay_end", 0, False),
     ("distill.temperature", 0, True),
+    ("distill.feature_weight", 0, False),
     ("schedule.warmup_epochs", 0, False),
     ("data.size", 1, False),
     ("data.length", 1, False),
