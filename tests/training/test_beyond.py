@@ -45,6 +45,47 @@ def test_the_loss_is_the_formula_and_the_teacher_stays():
     assert all(p.grad is None for p in distill.teacher.parameters())
 
 
+def convolutions(width: int) -> torch.nn.Sequential:
+    first, second = (torch.nn.Conv2d(channels, width, 3, padding=1) for channels in (3, width))
+    return torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.Flatten(), torch.nn.Linear(16 * width, 4))
+
+
+@pytest.mark.parametrize(("compare", "widths"), [("attention", (2, 3)), ("direction", (2, 2))])
+def test_features_are_compared_by_the_formula(compare, widths):
+    torch.manual_seed(0)
+    student, teacher = (convolutions(width) for width in widths)
+    x = torch.randn(5, 3, 4, 4)
+    told = Distill(teacher, 1.0, 0.0, student=student, features=["1", "2"], feature_weight=0.5, compare=compare)
+    loss = told(torch.zeros(()), student(x), x)
+    expected = 0.0
+    for stop in (1, 2):
+        s, t = student[:stop](x), teacher[:stop](x)
+        if compare == "attention":
+            s, t = s.square().sum(1), t.square().sum(1)
+        s, t = (v.reshape(5, -1) / v.reshape(5, -1).square().sum(1, keepdim=True).sqrt() for v in (s, t))
+        expected += 0.5 * (s - t).square().sum(1).sqrt().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert student[0].weight.grad.abs().max() > 0
+    assert student[4].weight.grad.abs().max() == 0  # it comes behind what is compared
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"features": ["three"]}, "no module of both networks is called 'three'"),
+        ({"features": ["1"], "compare": "attenton"}, "did you mean 'attention'"),
+        ({"features": ["4"]}, r"needs features \[N, C, H, W\], found \[5, 32\]: use 'direction'"),
+        ({"features": ["1"], "compare": "direction"}, "32 values of the student's with 48 of the teacher's"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named(settings, sentence):
+    student, x = convolutions(2), torch.randn(5, 3, 4, 4)
+    with pytest.raises(UsageError, match=sentence):
+        Distill(convolutions(3), 1.0, 0.5, student=student, **settings)(torch.zeros(()), student(x), x)
+
+
 def test_a_run_learns_from_a_float_run_and_is_read_without_it(tiny, tmp_path):
     wide = {"model": {"args": {"hidden": [40, 24]}}}
     train(tiny("float", **wide), arm="float", seed=3, folder=tmp_path / "float-seed3")
@@ -124,6 +165,7 @@ def test_weight_decay_follows_its_schedule(tiny):
         ({"distill": {"temperature": 2}}, "distill.teacher must name"),
         ({"distill": {"teacher": "x", "weight": 2}}, r"distill.weight must lie in \[0, 1\]"),
         ({"distill": {"teacher": "nowhere"}}, "nowhere"),
+        ({"distill": {"teacher": "x", "feature_weight": -1}}, "distill.feature_weight must be at least 0"),
         ({"blockade": {"unit": "nowhere"}}, "a unit with an input quantizer, found 'nowhere'"),
         ({"method": "float", "blockade": {"unit": "x"}}, "no unit to block"),
         ({"optimizer": {"moments": "forget"}}, "unknown optimizer.moments"),

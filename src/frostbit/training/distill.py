@@ -15,7 +15,9 @@ from frostbit.registry import check_choice, nearest
 
 
 def attention(x: Tensor) -> Tensor:
-    """Return where a feature is large, ``Σ_c x_c²``, flat and of length 1: ``[N, C, …] → [N, …]``."""
+    """Return where a feature is large, ``Σ_c x_c²``, flat and of length 1: ``[N, C, H, W] → [N, H·W]``."""
+    if x.dim() != 4:
+        raise UsageError(f"compare='attention' needs features [N, C, H, W], found {list(x.shape)}: use 'direction'")
     return F.normalize(x.square().sum(1).flatten(1), dim=1)
 
 
@@ -47,7 +49,8 @@ class Distill:
             feature itself (the same shape).
 
     Raises:
-        UsageError: a glob finds no module that both networks have, or an unknown ``compare``.
+        UsageError: a glob finds no module that both networks have, or an unknown ``compare``; when called, features
+            that cannot be compared.
 
     Source: Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network (arXiv 1503.02531); attention:
         Zagoruyko & Komodakis (arXiv 1612.03928), for binary networks Martinez et al., Training Binary Neural Networks
@@ -99,6 +102,9 @@ class Distill:
         mixed = (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
         for name in self.names:
             ours, theirs = (self.compare(self._seen[side].pop(name)) for side in ("student", "teacher"))
+            if ours.shape != theirs.shape:
+                sizes = f"{ours.shape[1]} values of the student's with {theirs.shape[1]} of the teacher's"
+                raise UsageError(f"features of {name!r} cannot be compared: {sizes}")
             mixed = mixed + self.feature_weight * (ours - theirs).norm(dim=1).mean()
         return mixed
 
