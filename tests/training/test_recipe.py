@@ -14,9 +14,14 @@ from frostbit.training.resolve import resolve
 from frostbit.training.settings import SETTINGS, changed, differences, flatten, overlay, to_dict
 
 
+def asked_for(method):
+    """What a method needs beside its name: one learns from a teacher."""
+    return {"method": method} | ({"distill.teacher": "float"} if "distill" in METHODS[method] else {})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resolves_to_its_preset(method):
-    recipe = resolve({"method": method})
+    recipe = resolve(asked_for(method))
     for section, answers in METHODS[method].items():
         config = getattr(recipe, section)
         assert (config is None) == (answers is None)
@@ -26,7 +31,7 @@ def test_every_method_resolves_to_its_preset(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_recipe_survives_a_file(method, tmp_path):
-    recipe = resolve({"method": method, "optimizer.name": "adam", "progression.soft_hardness": [1, 2]})
+    recipe = resolve({**asked_for(method), "optimizer.name": "adam", "progression.soft_hardness": [1, 2]})
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(to_dict(recipe)))
     again = resolve(flatten(read_yaml(path)))

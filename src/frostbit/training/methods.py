@@ -1,4 +1,4 @@
-"""Methods by name: each a small preset of the answers in ``binarize``, ``progression`` and, for some, ``optimizer``.
+"""Methods by name: each a small preset of the answers in ``binarize``, ``progression`` and, for some, other sections.
 
 A preset only fills what a recipe, an arm or the command line leaves open. ``None`` for a section means that
 the method has no such thing: a float network has no quantizer, a straight-through network no progression.
@@ -67,6 +67,14 @@ METHODS: dict[str, dict[str, Preset | None]] = {
         "binarize": _DIRECT,
         "progression": {"targets": ["input"], "ste": None},
         "optimizer": {"name": "bop2ndorder", "lr": 0.01},
+    },
+    # what docs/studies.md found best: the rate and schedule that suit straight-through estimators, and a float teacher
+    "frostbit": {
+        "binarize": _STE,
+        "progression": None,
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "schedule": {"name": "cosine"},
+        "distill": {"temperature": 4.0, "weight": 0.5},
     },
     # the SignSwish pair on activations, weights flip; a slope that grows to 500 would drown the shortcuts' gradients
     "bop+bnn+": {

@@ -75,7 +75,9 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
             if strict and name in strict:
                 raise UsageError(f"{name} means nothing here: method {method!r} has no {section}")
             del stated[name]
-    preset.update({f"optimizer.{key}": value for key, value in (METHODS[method].get("optimizer") or {}).items()})
+    for section, answers in METHODS[method].items():
+        if section not in METHOD_SECTIONS:
+            preset.update({f"{section}.{key}": value for key, value in (answers or {}).items()})
     complete = overlay({n: s.default for n, s in SETTINGS.items()}, dict.fromkeys(_ABSENT), preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
@@ -169,7 +171,7 @@ def _settle(recipe: Recipe) -> None:
     if recipe.progression is not None and recipe.binarize is None:
         raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")
     if recipe.distill is not None and not recipe.distill.teacher:
-        raise UsageError("distill.teacher must name a float run or checkpoint, found none")
+        raise UsageError("distill.teacher must name a float run or checkpoint, found none: --method float trains one")
     if recipe.blockade is not None and recipe.binarize is None:
         raise UsageError("a blockade needs binarize.input: a float network has no unit to block")
     flat = flatten(dataclasses.asdict(recipe))
