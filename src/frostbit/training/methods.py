@@ -72,7 +72,7 @@ METHODS: dict[str, dict[str, Preset | None]] = {
     "frostbit": {
         "binarize": _STE,
         "progression": None,
-        "optimizer": {"name": "adam", "lr": 0.01},
+        "optimizer": {"name": "adam", "lr": 0.03},
         "schedule": {"name": "cosine"},
         "distill": {"temperature": 4.0, "weight": 0.5},
     },
