@@ -1,19 +1,16 @@
 """The benchmarks' house: every machine's figures beside the others'."""
 
 import json
-import sys
 from pathlib import Path
 
+import epochs_to
+import flips
+import harness
 import pandas as pd
+import parity
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import epochs_to  # noqa: E402  # after its folder is on the path
-import flips  # noqa: E402  # the same
-import harness  # noqa: E402  # the same
-import parity  # noqa: E402  # the same
 
 
 def test_every_result_lies_where_its_machine_says():

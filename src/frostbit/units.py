@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -204,9 +204,9 @@ def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
     # Paths, not objects, are remembered: they stay true after deepcopy and pickle.
     result = []
     for entry in record:
-        layers = [model.get_submodule(path) for path in entry["layers"]]
+        layers = [cast("BinaryLayer", model.get_submodule(path)) for path in entry["layers"]]  # it holds no others
         owner = model.get_submodule(entry["quantizer"]) if entry["quantizer"] is not None else None
-        result.append(Unit(entry["name"], getattr(owner, "input_quantizer", None), layers, entry["features"]))  # type: ignore[arg-type]  # the record holds paths of binary layers only
+        result.append(Unit(entry["name"], getattr(owner, "input_quantizer", None), layers, entry["features"]))
     return result
 
 

@@ -154,7 +154,7 @@ def make_net(
     if recipe.init_from is not None:
         load_float(net, recipe.init_from.replace("{seed}", str(seed)))
     if recipe.train.channels_last:  # the first convolution hands its kernel's format on to all that follow
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+        net = nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
     if recipe.binarize is None:
         return net, None
     settings = {f.name: getattr(recipe.binarize, f.name) for f in dataclasses.fields(recipe.binarize)}
@@ -255,7 +255,7 @@ def load_float(net: nn.Module, source: str) -> None:
 
 def check_vocabulary(recipe: Recipe, net: nn.Module, found: tuple[int, int]) -> None:
     """Refuse texts whose token ids mean something else to the network, as far as numbers can tell."""
-    known: tuple[int, int] = net.vocabulary  # type: ignore[assignment]  # a plain attribute of models that read texts
+    known: tuple[int, int] = vars(net)["vocabulary"]  # a plain attribute of models that read texts
     if found[0] > known[0] or found[1] != known[1]:
         raise UsageError(
             f"the tokenizer has {found[0]} tokens and pads with {found[1]}, but model {recipe.model.name!r} knows "

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -35,7 +35,12 @@ from frostbit.training.resolve import resolve
 from frostbit.training.settings import flatten, to_dict
 from frostbit.training.shard import check_sharding
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "64": "64-true",
+}
 
 
 def train(
@@ -128,7 +133,7 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, callbacks: Sequen
             devices=config.devices,
             num_nodes=nodes,
             strategy=strategy,
-            precision=PRECISIONS[config.precision],  # type: ignore[arg-type] # a literal type, looked up
+            precision=PRECISIONS[config.precision],
             deterministic=config.deterministic,
             gradient_clip_val=config.grad_clip,
             accumulate_grad_batches=config.accumulate,
