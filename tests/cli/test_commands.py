@@ -99,6 +99,16 @@ def test_a_last_batch_of_one_image_does_not_end_a_run(workplace):
     assert (workplace / "x" / "ste-seed0" / "result.json").exists()
 
 
+def test_when_every_run_stops_the_reasons_are_shown(workplace, capsys):
+    arms = {"ste": {"method": "ste"}, "wild": {"method": "ste_identity", "optimizer.lr": 1e30}}
+    (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms, "seeds": [0]}))
+    frostbit("compare r.yaml --arms wild --results res", SMALL, code=1)
+    err = capsys.readouterr().err
+    assert "wild-seed0 stopped: the loss is not finite" in err
+    assert err.count("\n") == 1
+    assert "not finite" in (workplace / "runs" / "small" / "report.html").read_text()
+
+
 def test_compare_runs_resumes_skips_and_reports(workplace, capsys):
     arms = {"ste": {"method": "ste"}, "wild": {"method": "ste_identity", "optimizer.lr": 1e30}}
     (workplace / "r.yaml").write_text(yaml.safe_dump({"name": "small", "arms": arms, "seeds": [0]}))

@@ -72,9 +72,8 @@ def _summary(arm: str, runs: Sequence[Result]) -> ArmSummary:
 
 
 def arm_table(summaries: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the headings and the rows of a table of arms; a figure that no arm has gets no column."""
+    """Return the headings, of them first ``arm``, and the rows; a figure that no arm has gets no column."""
     columns: dict[str, list[object]] = {
-        "arm": [summary.arm for summary in summaries],
         "hardened, recalibrated %": [summary.recalibrated for summary in summaries],
         "hardened, raw %": [summary.raw for summary in summaries],
         "validation %": [summary.validation for summary in summaries],
@@ -84,8 +83,8 @@ def arm_table(summaries: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tu
         "seeds": [summary.seeds for summary in summaries],
     }
     shown = {heading: column for heading, column in columns.items() if any(cell is not None for cell in column)}
-    rows = zip(*shown.values(), strict=True)
-    return tuple(shown), [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
+    rows = zip([summary.arm for summary in summaries], *shown.values(), strict=True)
+    return ("arm", *shown), [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

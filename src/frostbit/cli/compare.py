@@ -283,7 +283,8 @@ def show(
         table.add_column(lines, justify="right", overflow="fold")
     for row in cells:
         table.add_row(*row)
-    console.print(table)
+    if results:
+        console.print(table)
     if rows:
         settings = Table(title="The arms differ in", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for heading in ("setting", "value", "arms"):
