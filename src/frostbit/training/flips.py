@@ -38,9 +38,10 @@ class FlipWatch:
         """Return a watch over the direct weights of ``net``, ``None`` where no flip rule moves any."""
         if not isinstance(optimizer, CaseOptimizer):
             return None
+        if not any(isinstance(rule, FlipOptimizer) for rule in optimizer.optimizers.values()):
+            return None
         named = {name.removesuffix(".weight"): parameter for name, parameter in binary_parameters(net)}
-        rules = {name: (optimizer.rule_of(parameter), parameter) for name, parameter in named.items()}
-        return cls(rules, record) if rules else None
+        return cls({name: (optimizer.rule_of(parameter), parameter) for name, parameter in named.items()}, record)
 
     def row(self) -> dict[str, float]:
         """Return the columns of one row.

@@ -20,15 +20,19 @@ from frostbit.registry import check_choice
 from frostbit.training.recipe import OptimizerConfig, ScheduleConfig
 from frostbit.units import binary_parameters
 
-#: the rules that move direct weights
-FLIP_RULES: dict[str, type[optim.FlipOptimizer]] = {
+#: the rules that move the binary weights beside an optimizer of the real parameters: Muon latent ones, the others flip
+BINARY_RULES: dict[str, type[optim.FlipOptimizer] | type[optim.Muon]] = {
+    "muon": optim.Muon,
     "bop": optim.Bop,
     "bop2ndorder": optim.Bop2ndOrder,
     "cema": optim.CEMA,
     "sgdat": optim.SGDAT,
 }
 #: a field of the recipe → the rule's argument
-_ARGUMENTS = {name: name for name in ("threshold", "gamma", "sigma", "bias_correction")} | {"flip_lr": "lr"}
+_ARGUMENTS = {name: name for name in ("threshold", "gamma", "sigma", "bias_correction")} | {
+    "flip_lr": "lr",
+    "latent_lr": "lr",
+}
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {"weight_decay": ("at least 0", lambda value: value >= 0)}
 HYPER_SHAPES = ("linear", "exponential", "cosine", "staircase")
 #: of optimizers that move latent weights
@@ -41,6 +45,7 @@ OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "sgd": (*_PLAIN_FIELDS, "momentum", "nesterov"),
     "adam": (*_PLAIN_FIELDS, "betas"),
     "adamw": (*_PLAIN_FIELDS, "betas"),
+    "muon": ("rest", "latent_lr"),
     "bop": (*_FLIP_FIELDS, "threshold", "gamma", "threshold_end", "gamma_end"),
     "bop2ndorder": (
         *(*_FLIP_FIELDS, "threshold", "gamma", "sigma", "bias_correction"),
@@ -51,20 +56,20 @@ OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def flip_defaults(name: str) -> dict[str, Any]:
-    """Return {field of the recipe: default} of the flip rule ``name``."""
-    own = inspect.signature(FLIP_RULES[name]).parameters
-    return {field: own[argument].default for field, argument in _ARGUMENTS.items() if argument in own}
+def rule_defaults(name: str) -> dict[str, Any]:
+    """Return {field of the recipe: default} of the rule ``name``."""
+    own = inspect.signature(BINARY_RULES[name]).parameters
+    return {field: own[_ARGUMENTS[field]].default for field in OPTIMIZER_FIELDS[name] if field in _ARGUMENTS}
 
 
 def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
-    """Fill in the defaults of a flip rule, and return which fields belong to which optimizer.
+    """Fill in the defaults of a rule, and return which fields belong to which optimizer.
 
     Args:
         config: of the recipe, with a valid name; changed in place.
 
     Returns:
-        `OPTIMIZER_FIELDS`, with the fields of ``config.rest`` added to those of a flip rule.
+        `OPTIMIZER_FIELDS`, with the fields of ``config.rest`` added to those of a rule.
 
     Raises:
         UsageError: an unknown name in one of the rule's fields.
@@ -73,10 +78,10 @@ def settle_optimizer(config: OptimizerConfig) -> dict[str, tuple[str, ...]]:
     check_choice("optimizer.hyper_shape", config.hyper_shape or "linear", HYPER_SHAPES)
     check_choice("optimizer.moments", config.moments or "keep", ACTIONS)
     check_choice("optimizer.moments_at", config.moments_at or "start", MOMENTS_AT)
-    if config.name in FLIP_RULES:
+    if config.name in BINARY_RULES:
         config.rest = check_choice("optimizer.rest", config.rest or "adam", PLAIN_OPTIMIZERS)
         fields[config.name] += tuple(name for name in fields[config.rest] if name not in _LATENT_FIELDS)
-        for name, value in flip_defaults(config.name).items():
+        for name, value in rule_defaults(config.name).items():
             if getattr(config, name) is None:
                 setattr(config, name, value)
         if config.bias_correction is not None:
@@ -96,13 +101,13 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module, fused: bool = True) 
             precision, where Lightning does not clip gradients for a fused optimizer.
 
     Returns:
-        A torch optimizer; for a flip rule one that moves all other parameters with ``config.rest``, where weight
+        A torch optimizer; for a rule one that moves all other parameters with ``config.rest``, where weight
         decay acts on kernels and not on norms and biases.
 
     Raises:
         UsageError: a hyper-parameter outside its range, or an optimizer that cannot move such weights.
     """
-    rule = FLIP_RULES.get(config.name)
+    rule = BINARY_RULES.get(config.name)
     try:
         if rule is None:
             kind, arguments = _plain(config.name, config, fused)
@@ -113,7 +118,7 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module, fused: bool = True) 
                 optimizer = kind(net.parameters(), **arguments)
             optim.check_pairing(net, optimizer)
             return optimizer
-        own = {_ARGUMENTS[field]: getattr(config, field) for field in flip_defaults(config.name)}
+        own = {_ARGUMENTS[field]: getattr(config, field) for field in rule_defaults(config.name)}
         kind, arguments = _plain(config.rest or "adam", config, fused)
         cases: dict[str | optim.case.Predicate, optim.case.Rule] = {"binary": (rule, own)}
         is_real_kernel = partial(_is_kernel, frozenset(id(p) for _, p in binary_parameters(net)))
@@ -157,7 +162,7 @@ def make_hyper_schedule(
             start = getattr(config, name)
             if end is None or start is None:
                 continue
-            words, fits = _RANGES[name] if name in _RANGES else FLIP_RULES[config.name].ranges[name]
+            words, fits = _RANGES[name] if name in _RANGES else BINARY_RULES[config.name].ranges[name]
             if not fits(end) and (end != 0 or shape == "staircase"):  # a 0 is reached behind the last step otherwise
                 raise ValueError(f"it must be {words}")
             if shape == "staircase":

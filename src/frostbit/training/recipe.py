@@ -78,22 +78,23 @@ class ProgressionConfig:
 class OptimizerConfig:
     """How weights move."""
 
-    name: Annotated[str, "sgd, adam, adamw; for direct weights bop, bop2ndorder, cema, sgdat"] = "sgd"
-    lr: Annotated[float, "learning rate, of the real parameters where weights flip"] = 0.1
+    name: Annotated[str, "sgd, adam, adamw; muon; for direct weights bop, bop2ndorder, cema, sgdat"] = "sgd"
+    lr: Annotated[float, "learning rate; of the real parameters alone under muon and where weights flip"] = 0.1
     momentum: Annotated[float | None, "sgd: momentum"] = 0.9
     nesterov: Annotated[bool | None, "sgd: Nesterov momentum"] = False
     betas: Annotated[tuple[float, float] | None, "adam, adamw: decay rates of the averages"] = (0.9, 0.999)
-    weight_decay: Annotated[float, "weight decay; of the real kernels alone where weights flip"] = 0.0
+    weight_decay: Annotated[float, "weight decay; of the real kernels alone under muon and where weights flip"] = 0.0
     weight_decay_end: Annotated[float | None, "weight decay at the end of the run; constant if left out"] = None
     moments: Annotated[str | None, "moments of weights that freeze: keep, reset, or rescale the second ones"] = "keep"
     moments_at: Annotated[str | None, "when: at the start of a unit's window, its end, or both"] = "start"
     grad_at: Annotated[Place | None, "latent weights: where their gradient is taken"] = "quantized"
     step_from: Annotated[Place | None, "latent weights: where their step starts"] = "latent"
-    rest: Annotated[str | None, "flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"
+    rest: Annotated[str | None, "muon, flip rules: what moves the real parameters: sgd, adam or adamw"] = "adam"
     threshold: Annotated[float | None, "bop, bop2ndorder, sgdat: threshold; the rule's own if left out"] = None
     gamma: Annotated[float | None, "bop, bop2ndorder, cema: rate of the gradient's average"] = None
     sigma: Annotated[float | None, "bop2ndorder: rate of the squared gradient's average"] = None
     bias_correction: Annotated[str | None, "bop2ndorder: none, paper or adam"] = None
+    latent_lr: Annotated[float | None, "muon: learning rate of the latent weights, the size of an entry's step"] = None
     flip_lr: Annotated[float | None, "cema: rate of the second average; sgdat: learning rate"] = None
     threshold_end: Annotated[float | None, "threshold at the end of the run; constant if left out"] = None
     gamma_end: Annotated[float | None, "gamma at the end of the run; constant if left out"] = None
