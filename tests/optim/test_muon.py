@@ -123,5 +123,5 @@ def test_beside_adam_it_trains_a_binary_network_and_resumes_bit_for_bit():
 def test_direct_weights_are_none_of_its_business():
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     fb.binarize_(net, weight="direct", min_binary_macs=0)
-    with pytest.raises(ValueError, match="Muon cannot move '1.weight': it is a direct weight"):
+    with pytest.raises(ValueError, match=r"Muon cannot move '1\.weight': it is a direct weight"):
         fb.optim.CaseOptimizer(net, {"binary": (fb.optim.Muon, {})}, default=(torch.optim.Adam, {}))
