@@ -1,4 +1,4 @@
-"""Flip rules in recipes: presets, fields of their own, schedules, refusals, and a run that resumes."""
+"""Flip rules and Muon in recipes: presets, fields of their own, schedules, refusals, and a run that resumes."""
 
 import copy
 from pathlib import Path
@@ -64,6 +64,26 @@ def test_optimizers_of_recipes(name: str) -> None:
     assert kernels["param_names"] == ["layers.linear1.weight", "fc.weight"]  # neither norms nor biases decay
     assert flip["lr"] == {"cema": 1e-3, "sgdat": 1e-2}.get(name, 0.0)
     assert make_hyper_schedule(recipe.optimizer, optimizer, 10) is None
+
+
+def test_muon_moves_latent_weights_and_adam_the_rest() -> None:
+    settings = {"optimizer.name": "muon", "optimizer.latent_lr": 0.05, "optimizer.lr": 0.03, "optimizer.gamma": 0.1}
+    recipe = tiny("ste", **settings, **{"schedule.name": "cosine", "optimizer.weight_decay": 0.1})
+    config = recipe.optimizer
+    assert (config.rest, config.latent_lr, config.gamma, config.moments) == ("adam", 0.05, None, None)
+    net = build(recipe, 0).net
+    optimizer = make_optimizer(config, net)
+    adam, muon, kernels = optimizer.param_groups
+    assert [group["lr"] for group in (adam, muon, kernels)] == [0.03, 0.05, 0.03]
+    assert muon["param_names"] == [name for name, _ in fb.binary_parameters(net)]
+    assert "weight_decay" not in muon
+    assert tiny("ste", **{"optimizer.name": "muon"}).optimizer.latent_lr == 0.02
+    direct = tiny("bop", **{"optimizer.name": "muon"})
+    flips = build(direct, 0).net
+    with pytest.raises(UsageError, match=r"Muon cannot move .* it is a direct weight"):
+        make_optimizer(direct.optimizer, flips)
+    with pytest.raises(UsageError, match="Muon needs lr to be at least 0"):
+        make_optimizer(tiny("ste", **{"optimizer.name": "muon", "optimizer.latent_lr": -1.0}).optimizer, net)
 
 
 def test_decay_without_a_real_kernel_is_none() -> None:
