@@ -68,11 +68,11 @@ METHODS: dict[str, dict[str, Preset | None]] = {
         "progression": {"targets": ["input"], "ste": None},
         "optimizer": {"name": "bop2ndorder", "lr": 0.01},
     },
-    # what docs/studies.md found best: the rate and schedule that suit straight-through estimators, and a float teacher
+    # what docs/studies.md found best: latent weights moved by Muon, a cosine, and a float teacher
     "frostbit": {
         "binarize": _STE,
         "progression": None,
-        "optimizer": {"name": "adam", "lr": 0.03},
+        "optimizer": {"name": "muon", "lr": 0.03, "latent_lr": 0.02},
         "schedule": {"name": "cosine"},
         "distill": {"temperature": 4.0, "weight": 0.5},
     },
