@@ -1,6 +1,6 @@
-"""One step of Bop2ndOrder beside torch's foreach Adam over ResNet-18's parameters: `python benchmarks/flip_step.py`.
+"""One step of the flip rules and of Muon beside torch's Adam over ResNet-18's parameters: `python benchmarks/flip_step.py`.
 
-Both get the same gradients, drawn anew for each round; one thread. Goals: a step of Bop2ndOrder at most 0.80 times a
+All get the same gradients, drawn anew for each round; one thread. Goals: a step of Bop2ndOrder at most 0.80 times a
 step of Adam, with at most Adam's bytes of state.
 """
 
@@ -61,8 +61,13 @@ def main() -> None:
         "Bop2ndOrder, adam": fb.optim.Bop2ndOrder(parameters(), gamma=1e-2, sigma=1e-3, bias_correction="adam"),
         "CEMA": fb.optim.CEMA(parameters()),
         "SGDAT": fb.optim.SGDAT(parameters()),
+        "Muon, kernels alone": fb.optim.Muon(p for p in parameters() if p.dim() > 1),
     }
-    seconds = alternate({name: stepper(opt, gradients) for name, opt in optimizers.items()}, options.rounds)
+    kernels = [[g for g in each if g.dim() > 1] for each in gradients]
+    steps = {
+        name: stepper(opt, kernels if isinstance(opt, fb.optim.Muon) else gradients) for name, opt in optimizers.items()
+    }
+    seconds = alternate(steps, options.rounds)
     adam, adam_bytes = seconds["Adam, foreach"], state_bytes(optimizers["Adam, foreach"])
     rows = []
     for name, time in seconds.items():
@@ -71,7 +76,7 @@ def main() -> None:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         flips = sum(optimizer.flips(p) for p in held) if isinstance(optimizer, fb.optim.FlipOptimizer) else None
         entries = sum(p.numel() for p in held)
-        steps = options.rounds + 2
+        rounds = options.rounds + 2
         rows.append(
             {
                 "step": name,
@@ -79,7 +84,7 @@ def main() -> None:
                 "x Adam": time / adam,
                 "state MB": size / 1e6,
                 "bytes - Adam's": size - adam_bytes,
-                "flips per step": "-" if flips is None else flips / entries / steps,
+                "flips per step": "-" if flips is None else flips / entries / rounds,
             }
         )
     report("flip_step", rows)
