@@ -1,4 +1,4 @@
-"""One step of the flip rules and of Muon beside torch's Adam over ResNet-18's parameters: `python benchmarks/flip_step.py`.
+"""One step of flip rules and of Muon beside torch's Adam over ResNet-18's parameters: `python benchmarks/flip_step.py`.
 
 All get the same gradients, drawn anew for each round; one thread. Goals: a step of Bop2ndOrder at most 0.80 times a
 step of Adam, with at most Adam's bytes of state.
