@@ -67,7 +67,7 @@ def depth_table() -> str:
 
 
 def recommended_table() -> str:
-    """Return the recommended recipe beside the best-tuned baseline, on the seeds of the search and on fresh ones."""
+    """Return the recommended recipe beside the best baseline that was run, on two triples of seeds."""
     found, rows = runs("frostbit"), []
     for placement, title in (("shortcut", "real shortcuts"), ("paper", "the paper's form")):
         base, ours = (found.get(f"{placement}-{method}", {}) for method in ("ste", "frostbit"))
@@ -141,7 +141,7 @@ README: dict[str, Callable[[], str]] = {
     "The paper's form (the residual sum is binarized too) by depth: width 8, 5 120 images, 10 epochs, SGD "
     "(`recipes/depth.yaml`); the baseline's rate is the best of three on seed 0:": depth_table,
     "The recommended recipe (latent weights moved by Muon, a cosine, a float teacher of the same shape trained as "
-    "long) beside the best-tuned of STE and StoMPP+STE on the first table's network, six seeds "
+    "long) beside the best of the STE and StoMPP+STE runs on the first table's network, six seeds "
     "(`recipes/frostbit.yaml`; chosen on validation images and seed 0):": recommended_table,
     "Speed, medians of alternating rounds in one process; [all benchmarks](docs/benchmarks.md):": speed_table,
 }

@@ -111,6 +111,7 @@ BEYOND = {
     "blockade": {"blockade": {"unit": "body.3", "start": 0.1, "stop": 0.6}},
     "moments": {"optimizer": {"name": "adam", "lr": 0.01, "moments": "rescale", "moments_at": "both"}},
     "order": {"progression": {"order": "damage"}},
+    "muon": {"optimizer": {"name": "muon", "lr": 0.01, "latent_lr": 0.05}},
 }
 
 

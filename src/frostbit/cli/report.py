@@ -115,23 +115,22 @@ def comparison_page(
         HTML and PNG.
     """
     png = figures.to_png(figures.curves(curves_by_arm(results)))
-    sections = [
-        Section(
-            "Accuracy of the binary networks",
-            table(*arm_table(summarize(results)), figures=True)
-            + text(
-                "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm "
-                "statistics taken anew on training images. Mean ± standard deviation over seeds."
-            ),
+    accuracy = Section(
+        "Accuracy of the binary networks",
+        table(*arm_table(summarize(results)), figures=True)
+        + text(
+            "Test accuracy of the last epoch with every unit fully binary; recalibrated: batch-norm "
+            "statistics taken anew on training images. Mean ± standard deviation over seeds."
         ),
-        Section("Curves", image(png, "Mean over seeds; a band or bar spans lowest to highest seed.")),
-        Section(
-            "In which settings the arms differ",
-            table(("setting", "value", "arms"), differences_by_value(differences)),
-        ),
-    ]
-    if failures:
-        sections.insert(1, Section("Runs that stopped", table(("run", "why"), list(failures.items()))))
+    )
+    curves = Section("Curves", image(png, "Mean over seeds; a band or bar spans lowest to highest seed."))
+    stopped = Section("Runs that stopped", table(("run", "why"), list(failures.items())))
+    differing = Section(
+        "In which settings the arms differ",
+        table(("setting", "value", "arms"), differences_by_value(differences)),
+    )
+    parts = [(accuracy, results), (stopped, failures), (curves, results), (differing, True)]
+    sections = [section for section, what in parts if what]
     if results:
         runs = [f"{result['arm']}-seed{result['seed']}" for result in results]
         sections.append(Section("Runs", links({run: f"{run}/report.html" for run in runs})))

@@ -75,19 +75,20 @@ class Muon(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch, after a look at its kernels and hyper-parameters."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for parameter in group["params"]:
-            if parameter.dim() < 2 or not parameter.is_floating_point():
-                raise ValueError(
-                    f"Muon moves kernels of two or more dimensions, found a parameter of shape "
-                    f"{tuple(parameter.shape)}: give it to another optimizer, with CaseOptimizer"
-                )
+        group = self.defaults | param_group
         if group.get("weight_decay"):
             raise ValueError("Muon leaves the size of latent weights to latent_clip, found weight_decay")
         for name, (words, fits) in self.ranges.items():
             if not fits(group[name]):
                 raise ValueError(f"Muon needs {name} to be {words}, found {group[name]!r}")
+        super().add_param_group(param_group)  # which lists the parameters
+        flat = next((p for p in self.param_groups[-1]["params"] if p.dim() < 2), None)
+        if flat is not None:
+            self.param_groups.pop()
+            raise ValueError(
+                f"Muon moves kernels of two or more dimensions, found a parameter of shape {tuple(flat.shape)}: "
+                "give it to another optimizer, with CaseOptimizer"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -208,6 +208,7 @@ _BOUNDS = (
     ("train.recalibrate_batches", 0, False),
     ("train.grad_clip", 0, True),
     ("optimizer.lr", 0, True),
+    ("optimizer.latent_lr", 0, True),
     ("optimizer.weight_decay", 0, False),
     ("optimizer.weight_decay_end", 0, False),
     ("distill.temperature", 0, True),
