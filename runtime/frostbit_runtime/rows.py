@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,12 +30,17 @@ def rowwise(op: Op, tensors: Tensors, dims: int) -> Action | None:
     if op.kind == "gelu" and op.attrs["approximate"] != "tanh":
         return gelu
     if op.kind in _CURVES:
-        return ByRows(op, tensors, 0)
+        return Curve(op)
     if op.kind == "layer_norm":
-        return ByRows(op, tensors, op.attrs["axes"])
+        return LayerNorm(op, tensors)
     if op.kind == "softmax" and op.attrs["axis"] % dims == dims - 1:
-        return ByRows(replace(op, attrs={"axis": -1}), tensors, 1)
+        return softmax
     return None
+
+
+def softmax(operands: Sequence[Held], result: Value, threads: int) -> Held:
+    """Return the softmax over the last axis."""
+    return Held(result.kind, result.shape, "plain", kernels.softmax(real(operands[0].plain()), threads))
 
 
 def gelu(operands: Sequence[Held], result: Value, threads: int) -> Held:
@@ -45,29 +49,35 @@ def gelu(operands: Sequence[Held], result: Value, threads: int) -> Held:
 
 
 @dataclass(frozen=True)
-class ByRows:
-    """The reference function, on some rows after another.
-
-    Args:
-        op: the operation.
-        tensors: its tensors.
-        axes: how many of the last axes make a row; 0 where entries do not see each other.
-    """
+class LayerNorm:
+    """A layer norm over the last axes."""
 
     op: Op
     tensors: Tensors
-    axes: int
 
     def __call__(self, operands: Sequence[Held], result: Value, threads: int) -> Held:
         """Return the result."""
-        function, x = FUNCTIONS[self.op.kind], operands[0].plain()
-        rows = x.reshape(-1, *x.shape[x.ndim - self.axes :])
-        out, count = np.empty(rows.shape, np.float32), max(1, _PART // math.prod(rows.shape[1:]))
+        own = {role: real(array) for role, array in self.tensors.items()}
+        x, attrs = real(operands[0].plain()), self.op.attrs
+        y = kernels.layer_norm(x, attrs["axes"], attrs["eps"], **own, threads=threads)
+        return Held(result.kind, result.shape, "plain", y)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The reference function of an operation that looks at one entry at a time, on some entries after another."""
+
+    op: Op
+
+    def __call__(self, operands: Sequence[Held], result: Value, threads: int) -> Held:
+        """Return the result."""
+        function, x = FUNCTIONS[self.op.kind], operands[0].plain().reshape(-1)
+        out = np.empty(x.shape, np.float32)
 
         def work(first: int, last: int) -> None:
-            for begin in range(first, last, count):
-                some = slice(begin, min(begin + count, last))
-                out[some] = function([rows[some]], self.op.attrs, self.tensors)
+            for begin in range(first, last, _PART):
+                some = slice(begin, min(begin + _PART, last))
+                out[some] = function([x[some]], self.op.attrs, {})
 
-        split(work, len(rows), threads, count)
+        split(work, x.size, threads, _PART)
         return Held(result.kind, result.shape, "plain", out.reshape(result.shape))

@@ -240,23 +240,12 @@ def global_mean(operands: Sequence[Held], result: Value, threads: int) -> Held:
     return Held("real", result.shape, "plain", kernels.global_mean(x.real(), threads).reshape(result.shape))
 
 
-_MATRICES = 1024  # multiplied in one go
-
-
 def matmul(operands: Sequence[Held], result: Value, threads: int) -> Held:
-    """Return the product of two values: a dense layer with a group for each matrix."""
-    left, right = (_float(held.plain()) for held in operands)
-    lead, (rows, columns), inner = result.shape[:-2], result.shape[-2:], left.shape[-1]
-    left = np.broadcast_to(left, (*lead, rows, inner)).reshape(-1, rows, inner)
-    right = np.broadcast_to(right, (*lead, inner, columns)).reshape(-1, inner, columns)
-    product = np.empty((len(left), rows, columns), np.float32)
-    for first in range(0, len(left), _MATRICES):
-        some = slice(first, first + _MATRICES)
-        weight = np.ascontiguousarray(right[some].transpose(0, 2, 1)).reshape(-1, inner, 1)
-        conv = kernels.RealConv(weight, (1,), ((0, 0),), (1,), len(left[some]))
-        y = conv.run(left[some].transpose(1, 0, 2).reshape(1, rows, -1), threads=threads)
-        product[some] = y.reshape(rows, -1, columns).transpose(1, 0, 2)
-    return Held("real", result.shape, "plain", product.reshape(result.shape))
+    """Return the product of two values."""
+    lead = result.shape[:-2]
+    arrays = (_float(held.plain()) for held in operands)
+    left, right = (np.broadcast_to(a, (*lead, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in arrays)
+    return Held("real", result.shape, "plain", kernels.matmul(left, right, threads).reshape(result.shape))
 
 
 @dataclass(frozen=True)

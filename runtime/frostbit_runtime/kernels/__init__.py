@@ -6,8 +6,10 @@ Signs are uint32 [N, *S, ceil(C/32)], bit c % 32 of word c // 32, 1 = +1, unused
 from frostbit_runtime.kernels.binary import BinaryConv, BinaryDense
 from frostbit_runtime.kernels.bits import pack, pack_bool, unpack
 from frostbit_runtime.kernels.gelu import gelu
+from frostbit_runtime.kernels.matmul import matmul
 from frostbit_runtime.kernels.pools import avg_pool, global_mean, max_pool
 from frostbit_runtime.kernels.real import RealConv, RealDense
+from frostbit_runtime.kernels.rows import layer_norm, softmax
 from frostbit_runtime.kernels.simd import TARGET, Target
 
 __all__ = [
@@ -20,8 +22,11 @@ __all__ = [
     "avg_pool",
     "gelu",
     "global_mean",
+    "layer_norm",
+    "matmul",
     "max_pool",
     "pack",
     "pack_bool",
+    "softmax",
     "unpack",
 ]

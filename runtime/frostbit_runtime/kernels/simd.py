@@ -69,8 +69,9 @@ def target_of(features: str) -> Target:
 
 TARGET = target_of(cpu_target.target_context.codegen().magic_tuple()[2])
 
-# Numba's disk cache looks at a kernel's own file only; the vector code that it calls lies in others.
-_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+# Numba's disk cache looks at a kernel's own file only; vector code and constants that it uses lie in others.
+_FILES = sorted(Path(__file__).parents[1].rglob("*.py"))
+_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
 
 
 def kernel(function: Function) -> Function:

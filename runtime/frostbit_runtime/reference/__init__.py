@@ -15,7 +15,7 @@ from frostbit_runtime.check import infer
 from frostbit_runtime.errors import InputError, ProgramError
 from frostbit_runtime.inputs import check_inputs
 from frostbit_runtime.program import Array, Op, Program, Value, last_readers
-from frostbit_runtime.reference import elementwise, moving, pooling, sums
+from frostbit_runtime.reference import elementwise, moving, pooling, rows, sums
 
 Function = Callable[[Sequence[Array], Mapping[str, Any], Mapping[str, Array]], Array]
 
@@ -40,8 +40,8 @@ FUNCTIONS: dict[str, Function] = {
     "silu": elementwise.silu,
     "sigmoid": elementwise.sigmoid,
     "tanh": elementwise.tanh,
-    "softmax": elementwise.softmax,
-    "layer_norm": elementwise.layer_norm,
+    "softmax": rows.softmax,
+    "layer_norm": rows.layer_norm,
     "max_pool": pooling.max_pool,
     "avg_pool": pooling.avg_pool,
     "mean": pooling.mean,

@@ -1,4 +1,4 @@
-"""Operations that look at one value, or one row, at a time."""
+"""Operations that look at one value at a time."""
 
 from __future__ import annotations
 
@@ -132,24 +132,3 @@ def sigmoid(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
 def tanh(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     """Hyperbolic tangent."""
     return np.asarray(np.tanh(inputs[0].astype(np.float64)).astype(np.float32))
-
-
-def softmax(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
-    """``exp(x) / Σ exp(x)`` along an axis."""
-    x = inputs[0].astype(np.float64)
-    raised = np.exp(x - x.max(axis=attrs["axis"], keepdims=True))
-    return np.asarray((raised / raised.sum(axis=attrs["axis"], keepdims=True)).astype(np.float32))
-
-
-def layer_norm(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
-    """``(x − mean) / √(variance + eps)`` over the last ``axes`` dimensions in float64; weight and bias in float32."""
-    x = inputs[0].astype(np.float64)
-    axes = tuple(range(-attrs["axes"], 0))
-    centred = x - x.mean(axis=axes, keepdims=True)
-    variance = (centred * centred).mean(axis=axes, keepdims=True)
-    y = (centred / np.sqrt(variance + attrs["eps"])).astype(np.float32)
-    if "weight" in tensors:
-        y = y * real(tensors["weight"])
-    if "bias" in tensors:
-        y = y + real(tensors["bias"])
-    return np.asarray(y)
