@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+import frostbit
 from frostbit.cli import COMMANDS, main
 
 RECIPE = {"arms": {"a": {"method": "ste"}, "b": None}, "train": {"epochs": 1}}
@@ -92,6 +93,11 @@ def test_help_lists_the_commands(capsys):
     assert main([]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert all(sum(line.startswith(f"  {command} ") for line in lines) == 2 for command in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"frostbit {frostbit.__version__}\n"
 
 
 def test_help_shows_short_names(capsys):

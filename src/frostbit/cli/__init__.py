@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from frostbit import __version__
 from frostbit.errors import RunError, UsageError
 from frostbit.registry import nearest
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(_help(), flush=True)
             return 0 if words else 2
+        if words[0] == "--version":
+            print(f"frostbit {__version__}", flush=True)
+            return 0
         command, *rest = words
         if command not in COMMANDS:
             raise UsageError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
@@ -85,5 +89,6 @@ def _help() -> str:
             *lines,
             "",
             "frostbit <command> --help shows its options; --debug shows the traceback of an error.",
+            "frostbit --version shows the version, frostbit doctor those of everything else too.",
         ]
     )
