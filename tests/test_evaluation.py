@@ -206,3 +206,14 @@ def test_latents_are_clipped_after_each_step_of_an_optimizer() -> None:
     optimizer.step()
     assert model.weight.abs().max() <= 0.2
     assert model.bias.abs().max() > 0.2
+
+
+def test_plain_layers_under_a_prox_connect_are_not_hard() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    fb.optim.ProxConnect(model, torch.optim.SGD, lr=0.1, quantizer=fb.quantizers.create("bnn++"))
+    x = torch.randn(4, 6)
+    assert fb.evaluation.hardening_distance(model, x) > 0
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.finished = True
+    assert fb.evaluation.hardening_distance(model, x) == 0

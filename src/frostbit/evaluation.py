@@ -48,6 +48,8 @@ def _own_quantizers(module: nn.Module) -> Iterator[Quantizer]:
         yield module.input_quantizer
     if isinstance(module, BinaryLayer):
         yield from (quantizer for _, _, quantizer in module.latents())
+    for chain in getattr(module, "parametrizations", {}).values():  # plain layers under a ProxConnect
+        yield from (each for each in chain if isinstance(each, Quantizer))
 
 
 @torch.no_grad()

@@ -317,3 +317,37 @@ def test_a_hardness_may_be_a_number_of_numpy() -> None:
     hardness = quantizers.create("bnn++", hardness=np.float32(3)).hardness
     assert hardness is not None
     assert hardness.item() == 3
+
+
+OWN = {
+    "B": lambda self, x, h: (x.abs() <= 2).to(x.dtype),
+    "F": lambda self, x, h: torch.tanh(x),
+    "extreme": lambda self, x: hard(x) * (x.abs() > 0.5),
+}
+
+
+@pytest.mark.parametrize("parent", ["ste_identity", "ste_clip", "clip", "prox_linear", "ternary", "bnn++", "direct"])
+@pytest.mark.parametrize("part", OWN)
+def test_a_subclass_brings_its_own_part_of_a_pair(part: str, parent: str) -> None:
+    """Shortcuts that a parent takes for its own pair do not outlive a change of the pair."""
+    base = type(quantizers.create(parent))
+    quantizer = type("Own", (base,), {part: OWN[part]})()
+    x = torch.tensor([-3.0, -1.5, -0.3, 0.3, 1.0, 1.5], requires_grad=True)
+    y = quantizer(x)
+    y.sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(y, quantizer(x))
+        torch.testing.assert_close(x.grad, quantizer.B(x, quantizer.hardness) * torch.ones_like(x))
+    if part == "B":
+        assert x.grad.tolist() == [0, 1, 1, 1, 1, 1]
+    elif part == "F":
+        torch.testing.assert_close(y.detach(), torch.tanh(x.detach()))
+
+
+def test_a_copy_that_is_made_inside_hardened_is_as_the_model_outside() -> None:
+    model = nn.Sequential(fb.nn.Linear(4, 4))
+    with fb.hardened(model):
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for other in copies:
+        other(torch.randn(2, 4)).sum().backward()
+        assert other[0].weight.grad is not None

@@ -141,10 +141,15 @@ class Quantizer(nn.Module):
     shut: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Mark a class that brings an F of its own as smooth, unless it says otherwise itself."""
+        """Mark a class that brings an F of its own as smooth, and drop shortcuts that stand for its parent's pair."""
         super().__init_subclass__(**keywords)
-        if "F" in cls.__dict__ and "smooth" not in cls.__dict__:
+        own = cls.__dict__.keys()
+        if "F" in own and "smooth" not in own:
             cls.smooth = True
+        if "B" in own and "pull" not in own:
+            cls.pull = Quantizer.pull  # type: ignore[method-assign]
+        if own & {"F", "B", "extreme"} and "encode" not in own:
+            cls.encode, cls.decode = Quantizer.encode, Quantizer.decode  # type: ignore[method-assign]
 
     def __init__(self, hardness: float | None = None) -> None:
         super().__init__()
@@ -251,6 +256,10 @@ class Quantizer(nn.Module):
             return self.value(x.detach(), scale)
         y: Tensor = _Quantize.apply(x, scale, self)
         return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let a copy made inside `frostbit.hardened` be as the original is outside."""
+        return {**self.__dict__, "_hardened": False}
 
     def extra_repr(self) -> str:
         """Show the hardness, if there is one."""
