@@ -327,3 +327,22 @@ def test_a_rule_is_a_class_and_its_arguments(cases: Any, default: Any, message: 
     with pytest.raises(ValueError, match=message) as caught:
         CaseOptimizer(network(), cases, default=default)
     assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_must_be_alone_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"default=: LBFGS evaluates the model inside its step"):
+        CaseOptimizer(model, {"binary": BOP2}, default=(torch.optim.LBFGS, {}))
+
+
+def test_the_state_of_another_rule_is_refused() -> None:
+    states = []
+    for rule in (Bop, Bop2ndOrder):
+        optimizer = rule([nn.Parameter(torch.ones(3))])
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    with pytest.raises(ValueError, match="Bop2ndOrder keeps flips, m, step, v, the saved state flips, m, step"):
+        Bop2ndOrder([nn.Parameter(torch.ones(3))]).load_state_dict(states[0])
+    with pytest.raises(ValueError, match="Bop keeps flips, m, step, the saved state flips, m, step, v"):
+        Bop([nn.Parameter(torch.ones(3))]).load_state_dict(states[1])

@@ -125,3 +125,38 @@ def test_direct_weights_are_none_of_its_business():
     fb.binarize_(net, weight="direct", min_binary_macs=0)
     with pytest.raises(ValueError, match=r"Muon cannot move '1\.weight': it is a direct weight"):
         fb.optim.CaseOptimizer(net, {"binary": (fb.optim.Muon, {})}, default=(torch.optim.Adam, {}))
+
+
+def test_a_gradient_of_zeros_moves_nothing():
+    """A frozen unit gives one where gradients are not set to None; every other optimizer's momentum dies out."""
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(8, 8))
+    optimizer = fb.optim.Muon([parameter])
+    for gradient in (torch.randn(8, 8), torch.zeros(8, 8), torch.zeros(8, 8)):
+        before = parameter.detach().clone()
+        parameter.grad = gradient
+        optimizer.step()
+        assert torch.equal(parameter, before) == (not gradient.any())
+
+
+def test_momentum_is_float32_and_resumes_as_it_was():
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(6, 6, dtype=torch.bfloat16)) for _ in range(2)]
+    one, other = (fb.optim.Muon([parameter]) for parameter in parameters)
+
+    def step(optimizer, parameter):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+    for _ in range(100):
+        step(one, parameters[0])
+    assert one.state[parameters[0]]["momentum_buffer"].sub(1).abs().max() < 0.01
+    with torch.no_grad():
+        parameters[1].copy_(parameters[0])
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for optimizer, parameter in zip((one, other), parameters, strict=True):
+        step(optimizer, parameter)
+    assert torch.equal(*parameters)
+    buffers = [optimizer.state[p]["momentum_buffer"] for optimizer, p in zip((one, other), parameters, strict=True)]
+    assert buffers[1].dtype == torch.float32
+    assert torch.equal(*buffers)

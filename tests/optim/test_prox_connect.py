@@ -245,3 +245,41 @@ def test_evaluation_sees_the_quantized_network():
             assert torch.equal(model(images), twin(images))
     ProxConnect(model, torch.optim.SGD, lr=0.1)  # a later optimizer sets its own switch
     assert torch.equal(model(images), twin(images))
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(*(fb.nn.Linear(6, 6, bias=False, weight_quantizer="bnn++") for _ in range(3)))
+    model[2].weight = model[0].weight
+    return model
+
+
+def test_layers_that_share_a_weight_follow_the_switches_alike():
+    model = tied()
+    optimizer = ProxConnect(model, torch.optim.SGD, lr=0.1, grad_at="latent")
+    assert [layer.weight_quantizer.at_latent for layer in model] == [True] * 3
+    assert len(list(optimizer.weights())) == 2
+    model[2].weight_quantizer.hardness.fill_(9.0)
+    again = tied()
+    ProxConnect(again, torch.optim.SGD, lr=0.1, grad_at="latent").load_state_dict(optimizer.state_dict())
+    assert again[2].weight_quantizer.hardness == 9.0
+
+
+def test_a_group_that_is_added_follows_the_switches_too():
+    model = tied()
+    optimizer = ProxConnect(model, torch.optim.SGD, lr=0.1, grad_at="latent", params=[model[1].weight])
+    assert not model[0].weight_quantizer.at_latent
+    optimizer.add_param_group({"params": [model[0].weight], "lr": 0.2})
+    assert model[0].weight_quantizer.at_latent
+    assert optimizer.param_groups is optimizer.inner.param_groups
+    model(torch.randn(4, 6)).sum().backward()
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight, before - 0.2 * model[0].weight.grad)
+
+
+def test_a_direct_weight_is_not_added():
+    model = nn.Sequential(fb.nn.Linear(6, 6), fb.nn.Linear(6, 6, weight_quantizer="direct"))
+    optimizer = ProxConnect(model, torch.optim.SGD, lr=0.1, params=[model[0].weight])
+    with pytest.raises(ValueError, match="direct"):
+        optimizer.add_param_group({"params": [model[1].weight]})
+    assert len(optimizer.param_groups) == 1

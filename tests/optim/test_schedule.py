@@ -164,3 +164,15 @@ def test_learning_rates_may_warm_up_from_nothing() -> None:
         opt.step()
         rate.step()
     assert opt.state[w]["z"].max() > 0
+
+
+def test_a_loaded_schedule_sets_the_values_of_its_step() -> None:
+    optimizer = Bop([weights()])
+    schedule = HyperSchedule(optimizer, gamma=linear(1e-2, 0.5e-2, 10))
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    again = Bop([weights()])
+    again.load_state_dict(optimizer.state_dict())
+    HyperSchedule(again, gamma=linear(1e-2, 0.5e-2, 10)).load_state_dict(schedule.state_dict())
+    assert again.param_groups[0]["gamma"] == optimizer.param_groups[0]["gamma"] == pytest.approx(0.75e-2)

@@ -226,18 +226,30 @@ class FlipOptimizer(Optimizer, ABC):
         self._written = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue bit for bit where ``state_dict`` was saved."""
+        """Continue bit for bit where ``state_dict`` was saved.
+
+        Raises:
+            ValueError: it is that of another rule.
+        """
+        wanted = {"step", "flips", *self.moments}
+        for saved in state_dict["state"].values():
+            if set(saved) != wanted:
+                found = ", ".join(sorted(saved))
+                raise ValueError(f"{type(self).__name__} keeps {', '.join(sorted(wanted))}, the saved state {found}")
         super().load_state_dict(state_dict)
-        # torch has cast what was saved to the parameters' dtype; moments are float32 whatever that is
-        parameters = (p for group in self.param_groups for p in group["params"])
-        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
-        for parameter, number in zip(parameters, numbers, strict=True):
-            saved = state_dict["state"].get(number)
-            if saved:
-                state = self.state[parameter]
-                state["flips"] = int(saved["flips"])
-                for name in self.moments:
-                    state[name] = torch.zeros_like(parameter, dtype=torch.float32).copy_(saved[name])
+        restore_moments(self, state_dict, self.moments)
+        for state in self.state.values():
+            state["flips"] = int(state["flips"])
+
+
+def restore_moments(optimizer: Optimizer, state_dict: dict[str, Any], moments: Iterable[str]) -> None:
+    """Take float32 moments as they were saved: torch's own loading has cast them to the parameters' dtype."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+    for parameter, number in zip(parameters, numbers, strict=True):
+        for name in moments if number in state_dict["state"] else ():
+            saved = state_dict["state"][number][name]
+            optimizer.state[parameter][name] = torch.zeros_like(parameter, dtype=torch.float32).copy_(saved)
 
 
 def _local(tensor: Tensor) -> Tensor:

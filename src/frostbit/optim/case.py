@@ -61,6 +61,8 @@ class CaseOptimizer(Optimizer):
         for case, (make, arguments) in rules.items():
             if claimed[case]:  # with every parameter claimed, nothing is left for the default
                 self.optimizers[case] = make(claimed[case], **arguments)
+                if type(self.optimizers[case]).step is torch.optim.LBFGS.step:
+                    raise ValueError(f"{_say(case)}: LBFGS evaluates the model inside its step, so it must be alone")
                 check_pairing(model, self.optimizers[case])
         self._whole = False
         super().__init__([dict(group) for inner in self.optimizers.values() for group in inner.param_groups], {})

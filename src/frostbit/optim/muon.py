@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from frostbit.optim.base import NOT_NEGATIVE, Range
+from frostbit.optim.base import NOT_NEGATIVE, Range, restore_moments
 
 #: of the odd polynomial ``ax + bx³ + cx⁵`` that draws singular values towards 1, steep at 0
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -92,7 +92,11 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step over all kernels that have a gradient; see `torch.optim.Optimizer.step`."""
+        """Take one step over all kernels that have a gradient; see `torch.optim.Optimizer.step`.
+
+        A gradient of nothing but zeros counts as none, as it comes from a frozen unit where gradients are not set to
+        ``None``: no momentum would die out otherwise, because every step has the same size.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -100,13 +104,20 @@ class Muon(Optimizer):
         for group in self.param_groups:
             beta = group["momentum"]
             for parameter in group["params"]:
-                if parameter.grad is None:
+                if parameter.grad is None or not parameter.grad.any():
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - beta)
-                matrix = parameter.grad.lerp(momentum, beta).flatten(1).float()
+                    state["momentum_buffer"] = torch.zeros_like(parameter, dtype=torch.float32)
+                momentum = state["momentum_buffer"]
+                gradient = parameter.grad.float()
+                momentum.lerp_(gradient, 1 - beta)
+                matrix = gradient.lerp(momentum, beta).flatten(1)
                 move = orthogonalized(matrix).reshape(parameter.shape)
                 parameter.add_(move, alpha=-group["lr"] * max(matrix.shape) ** 0.5)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue bit for bit where ``state_dict`` was saved."""
+        super().load_state_dict(state_dict)
+        restore_moments(self, state_dict, ("momentum_buffer",))

@@ -62,7 +62,8 @@ class ProxConnect(Optimizer):
     the inner optimizer's steps. A parameter always holds the latent ``w*``: momentum, weight decay and gradient
     clipping act as ever, decay on the latent. With ``step_from="quantized"`` the inner optimizer's move, whatever it
     is made of, starts from ``F(w*)``. With ``grad_at="latent"`` the network computes with latent weights in training
-    mode, and with quantized ones in evaluation mode and under `frostbit.hardened`. Other parameters move as ever.
+    mode, and with quantized ones in evaluation mode and under `frostbit.hardened`; that stays with the layers, until a
+    ProxConnect with ``grad_at="quantized"`` is made for them. Other parameters move as ever.
 
     ``param_groups`` and ``state`` are the inner optimizer's own, so schedulers, gradient scalers and progressions
     (``frostbit.Anneal(…).attach(optimizer)``) take it for any optimizer.
@@ -124,25 +125,51 @@ class ProxConnect(Optimizer):
                     "convert it with frostbit.binarize_, or give quantizer= for plain layers"
                 )
             undo.pop_all()
-        for weight in weights:
-            weight.quantizer.at_latent = grad_at == "latent"
+        self._whole = True
+        self._tell()
+
+    def _tell(self) -> None:
+        for weight in self._held():
+            weight.quantizer.at_latent = self.grad_at == "latent"
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch, after a look at its binary weights.
+
+        Raises:
+            ValueError: a direct weight. The group is not added.
+        """
+        if not getattr(self, "_whole", False):  # torch's constructor, with the inner optimizer's own groups
+            super().add_param_group(param_group)
+            return
+        self.inner.add_param_group(param_group)
+        try:
+            check_pairing(self.model, self.inner)
+        except ValueError:
+            self.inner.param_groups.pop()
+            raise
+        self._tell()
 
     def _link(self) -> None:
         """Hold the groups and the state of the inner optimizer, the very same objects."""
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
 
+    def _held(self) -> Iterator[Weight]:
+        """Yield the binary weights that the inner optimizer holds, tied ones as often as layers share them."""
+        held = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        return (weight for weight in _weights(self.model) if id(weight.latent) in held)
+
     def weights(self) -> Iterator[Weight]:
         """Yield the binary weights that the inner optimizer holds, each once, as the model has them now."""
-        left = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        for weight in _weights(self.model):
-            if id(weight.latent) in left:
-                left.remove(id(weight.latent))
+        seen: set[int] = set()
+        for weight in self._held():
+            if id(weight.latent) not in seen:
+                seen.add(id(weight.latent))
                 yield weight
 
     @property
     def quantizers(self) -> dict[str, Any]:
-        """The quantizers of the binary weights, by the weight's name."""
-        return {weight.name: weight.quantizer for weight in self.weights()}
+        """The quantizers of the binary weights, by the weight's name; each layer that shares one has its own."""
+        return {weight.name: weight.quantizer for weight in self._held()}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; see `torch.optim.Optimizer.step`.
@@ -159,7 +186,7 @@ class ProxConnect(Optimizer):
         if self.grad_at == "quantized" and self.step_from == "latent":
             return self.inner.step(closure)
         weights = list(self.weights())
-        for name, _, quantizer, _ in weights:
+        for name, quantizer in self.quantizers.items():
             if quantizer.at_latent != (self.grad_at == "latent"):
                 raise RuntimeError(
                     f"the quantizer of {name!r} was replaced after ProxConnect was made, and the new one ignores "
@@ -208,7 +235,7 @@ class ProxConnect(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the model and the inner optimizer in copies and pickles."""
-        own = ("model", "inner", "grad_at", "step_from")
+        own = ("model", "inner", "grad_at", "step_from", "_whole")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 

@@ -109,6 +109,9 @@ class HyperSchedule(LRScheduler):
     def step(self, epoch: int | None = None) -> None:
         """Advance by one step, or go to step ``epoch``, and set the values there."""
         super().step(epoch)
+        self._set()
+
+    def _set(self) -> None:
         for group in self.optimizer.param_groups:
             for name, curve in self.curves.items():
                 if name in group:
@@ -117,3 +120,8 @@ class HyperSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps taken; curves are code and are not saved."""
         return {name: value for name, value in super().state_dict().items() if name != "curves"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the step where ``state_dict`` was saved, with the curves' values there."""
+        super().load_state_dict(state_dict)
+        self._set()
