@@ -82,7 +82,7 @@ def default_example(model: nn.Module) -> Tensor | None:
     if shape is None:
         return None
     like = next(model.parameters(), torch.empty(0))
-    batch = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    batch = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
     return batch.to(like.device, like.dtype)
 
 

@@ -172,3 +172,34 @@ def test_a_copied_progression_carries_no_moments():
     _model, progression, _, _ = start("adam", "reset")
     assert not copy.deepcopy(progression).attached
     assert progression.attached
+
+
+def test_a_blockade_that_is_taken_off_lets_gradients_pass():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    blockade = fb.Blockade(model, fb.units(model)[1].name, 0, 9).attach(optimizer)
+    assert gradients(model, torch.randn(4, 6))[1] == [False, True, True]
+    blockade.detach()
+    assert gradients(model, torch.randn(4, 6))[1] == [True] * 3
+
+
+def test_a_wrapped_optimizer_drives_the_clock():
+    """As accelerate and Lightning hand it out: an object with the real one inside."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        @property
+        def param_groups(self):
+            return self.optimizer.param_groups
+
+        def step(self):
+            self.optimizer.step()
+
+    model = network()
+    wrapper = Wrapper(torch.optim.SGD(model.parameters(), 0.1))
+    progression = fb.StoMPP(model, 12).attach(wrapper)
+    gradients(model, torch.randn(4, 6))
+    wrapper.step()
+    assert progression.steps_taken == 1

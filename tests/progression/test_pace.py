@@ -237,3 +237,12 @@ def test_two_orders_of_one_seed_see_the_same_draws(steps, ste):
     for other in seen[1:]:
         assert other.keys() == seen[0].keys()
         assert all(torch.equal(a, b) for key in other for a, b in zip(other[key], seen[0][key], strict=True))
+
+
+def test_a_gradient_that_overflows_does_not_end_the_run():
+    model, progression, optimizer = start("gradient")
+    for _ in range(12):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e30)
+        optimizer.step()
+    assert spans(progression)[1] == (10, 20)

@@ -1,6 +1,7 @@
 """Windows, orders and the clock."""
 
 import copy
+import functools
 import itertools
 import pickle
 
@@ -67,7 +68,7 @@ def test_equal_split_covers_every_step_once(steps, layers, seed):
         ({"order": "foward"}, "did you mean 'forward'"),
         ({"order": [0, 0, 1]}, "each of the 3 units once"),
         ({"order": ["2", "4", "7"]}, "order names no unit '7'"),
-        ({"steps_per_unit": [5, 5]}, "3 positive numbers"),
+        ({"steps_per_unit": [5, 5]}, "3 positive whole numbers"),
         ({"steps_per_unit": [5, 5, 5]}, "at most 12"),
         ({"steps_per_unit": [4, 4, 4], "order": "global"}, "one window"),
         ({"tail": 12}, "tail must leave steps"),
@@ -248,3 +249,54 @@ def test_anneal_needs_a_hardness():
         fb.Anneal(network(), 10)
     with pytest.raises(fb.UsageError, match="unknown quantity"):
         fb.Anneal(network(weight="ede"), 10, quantity="softness")
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (fb.StoMPP, {"steps_per_unit": np.full(3, 4), "refresh": np.float64(10), "ste": "ste_clip"}),
+        (fb.StoMPP, {"order": list(np.argsort([3, 1, 2])), "soft": "bnn++", "soft_hardness": (np.float64(5), 9)}),
+        (fb.StoMPP, {"ste": "ste_clip", "ste_strength": (np.float64(1), 0)}),
+        (fb.Anneal, {"start": np.float64(5), "end": np.float64(50)}),
+    ],
+)
+def test_numbers_of_numpy_stay_out_of_the_state(make, options, tmp_path):
+    model = network(weight="bnn++") if make is fb.Anneal else network()
+    progression = make(model, 12, **options)
+    torch.save(progression.state_dict(), tmp_path / "state.pt")
+    progression.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_schedule_is_known_by_its_values():
+    def state(schedule):
+        return fb.StoMPP(network(), 12, schedule=schedule).state_dict()
+
+    fb.StoMPP(network(), 12, schedule=functools.partial(pow, exp=3)).load_state_dict(state("cubic"))
+    with pytest.raises(fb.UsageError, match="schedule"):
+        fb.StoMPP(network(), 12, schedule=lambda x: x**5).load_state_dict(state(lambda x: x**2))
+
+
+def test_a_state_that_is_refused_costs_nothing():
+    progression = fb.StoMPP(network(), 12)
+    progression.step()
+    before = copy.deepcopy(progression.state_dict()["fields"])
+    for foreign in (fb.StoMPP(network(), 15).state_dict(), {"model": 1}):
+        with pytest.raises(fb.UsageError):
+            progression.load_state_dict(foreign)
+    after = progression.state_dict()["fields"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name]["mask"], after[name]["mask"]) for name in before)
+
+
+def test_draws_do_not_depend_on_torchs_default_dtype():
+    model = network()
+    progression = fb.StoMPP(model, 300, order="global", refresh=3)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        other = fb.StoMPP(copy.deepcopy(model), 300, order="global", refresh=3)
+        for _ in range(5):
+            progression.step(), other.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    fields, others = progression.state_dict()["fields"], other.state_dict()["fields"]
+    assert all(torch.equal(fields[name]["uniform"], others[name]["uniform"]) for name in fields)

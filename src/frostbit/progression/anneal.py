@@ -87,6 +87,7 @@ class Anneal(Progression):
         self.start, self.end = 5.0 if start is None else start, 500.0 if end is None else end
         if not all(isinstance(end, (int, float)) and 0 < end < math.inf for end in (self.start, self.end)):
             raise UsageError(f"start and end must be positive numbers, found {self.start!r} and {self.end!r}")
+        self.start, self.end = float(self.start), float(self.end)
         #: for each unit, the learning rates of its window's steps so far, summed
         self._sums = [0.0] * len(self.units)
         self._rates: list[float] | None = None

@@ -121,16 +121,22 @@ class Progression(Clock):
             state["pace"] = {"windows": _spans(self.windows), "measured": self._pace.state_dict()}
         return state
 
+    def _check(self, state: dict[str, Any]) -> None:
+        """Refuse the state of another progression."""
+        if "identity" not in state:
+            raise UsageError(f"a {self.noun} takes what state_dict() of one gave, found the keys {sorted(state)}")
+        mine = self._identity()
+        for key, value in state["identity"].items():
+            if mine.get(key) != value:
+                raise UsageError(f"this progression has {key}={mine.get(key)!r}, the saved one {value!r}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was saved.
 
         Raises:
             UsageError: ``state`` belongs to another progression; the message names the first difference.
         """
-        mine = self._identity()
-        for key, value in state["identity"].items():
-            if mine.get(key) != value:
-                raise UsageError(f"this progression has {key}={mine.get(key)!r}, the saved one {value!r}")
+        self._check(state)
         self.steps_taken = state["steps_taken"]
         if self._pace is not None:
             self.windows = [Window(*span) for span in state["pace"]["windows"]]
@@ -167,10 +173,11 @@ def _plan(names: list[str], sequence: list[int], lengths: Sequence[int] | None, 
     if lengths is None:
         share = equal_lengths(steps, count)
         lengths = [share[index] for index in sequence]
-    elif len(lengths) != count or min(lengths) < 1 or sum(lengths) > steps:
+    elif not all(map(_whole, lengths)) or len(lengths) != count or min(lengths) < 1 or sum(lengths) > steps:
         raise UsageError(
-            f"steps_per_unit must hold {count} positive numbers of sum at most {steps}, "
+            f"steps_per_unit must hold {count} positive whole numbers of sum at most {steps}, "
             f"found {len(lengths)} of sum {sum(lengths)}"
         )
+    lengths = [int(length) for length in lengths]
     windows = lay_out(names, sequence, lengths)
     return [windows[index] for index in range(count)]

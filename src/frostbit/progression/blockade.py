@@ -46,14 +46,22 @@ class Blockade(Clock):
         return self.start <= self.steps_taken < self.stop
 
     def _apply(self) -> None:
+        self._set(self.active)
+
+    def _set(self, shut: bool) -> None:
         # asked for anew each time: a progression may have put another quantizer there
         quantizer = next(unit.input_quantizer for unit in units(self.model) if unit.name == self.unit)
         assert quantizer is not None
-        quantizer.shut = self.active
+        quantizer.shut = shut
 
     def _advance(self) -> None:
         self.steps_taken += 1
         self._apply()
+
+    def detach(self) -> None:
+        """Undo `attach`, and let gradients pass again."""
+        super().detach()
+        self._set(False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock, and where and when the blockade is."""

@@ -46,7 +46,7 @@ class Clock(ABC):
         """Let the optimizer's steps drive the clock; a step that AMP skips does not count.
 
         Args:
-            optimizer: any torch optimizer.
+            optimizer: any torch optimizer; of a wrapper such as accelerate's or Lightning's, the one inside is taken.
 
         Returns:
             The object itself.
@@ -57,6 +57,7 @@ class Clock(ABC):
         """
         if self._handle is not None:
             raise RuntimeError(f"this {self.noun} is attached to an optimizer already: detach() it first")
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         own = [id(parameter) for parameter in self.model.parameters()]
         if own and trained.isdisjoint(own):

@@ -42,7 +42,7 @@ class Field:
         self.refresh = refresh
         self.rule = rule
         self.draws = 0
-        self.uniform = torch.rand(shape, generator=self._generator(0)).to(device)
+        self.uniform = _rand(shape, self._generator(0)).to(device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def _generator(self, draw: int) -> torch.Generator:
@@ -63,11 +63,11 @@ class Field:
             count = math.floor(self.draws * rate) - math.floor((self.draws - 1) * rate)
             if count:
                 generator = self._generator(self.draws)
-                again = torch.randint(entries, (count,), generator=generator)
-                fresh = torch.rand(count, generator=generator)
+                again = torch.randint(entries, (count,), generator=generator, device="cpu")
+                fresh = _rand((count,), generator)
                 # an entry may be drawn twice; which write comes last is up to the threads unless it is the only one
-                number = torch.arange(count, dtype=torch.int32)
-                latest = torch.empty(entries, dtype=torch.int32)
+                number = torch.arange(count, dtype=torch.int32, device="cpu")
+                latest = torch.empty(entries, dtype=torch.int32, device="cpu")
                 latest.scatter_reduce_(0, again, number, "amax", include_self=False)
                 last = (latest.gather(0, again) == number).nonzero().view(-1)
                 again = again.index_select(0, last).to(self.uniform.device)
@@ -96,3 +96,8 @@ class Field:
         self.uniform.copy_(uniform)
         self.mask.copy_(mask)
         self.draws = int(draws)
+
+
+def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return uniform numbers that are the same whatever torch's default device and dtype are."""
+    return torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32)

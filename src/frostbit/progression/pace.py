@@ -105,7 +105,8 @@ class Pace(ABC):
 class GradientPace(Pace):
     """``w ∝`` the norm of the gradient of a unit's latent weights, the root of its mean square over the window.
 
-    Where the gradient is large the weights are still on their way, and get more time before they are committed.
+    Where the gradient is large the weights are still on their way, and get more time before they are committed. The
+    gradients must still be there when the clock advances: in a loop of one's own, `step` before ``zero_grad``.
     """
 
     def __init__(self, model: nn.Module, sequence: Sequence[int]) -> None:
@@ -255,10 +256,10 @@ def make_pace(name: str, model: nn.Module, sequence: Sequence[int]) -> Pace | No
 
 
 def relative(values: Sequence[float | None]) -> list[float]:
-    """Return values over their mean, held in [1/2, 2]; 1 where there is no value, or only zeros."""
+    """Return values over their mean, held in [1/2, 2]; 1 where there is no value, only zeros, or an infinite one."""
     known = [value for value in values if value is not None]
     mean = sum(known) / max(1, len(known))
-    if not mean > 0:
+    if not 0 < mean < math.inf:
         return [1.0] * len(values)
     return [1.0 if value is None else min(max(value / mean, 1 / BOUND), BOUND) for value in values]
 

@@ -94,7 +94,8 @@ class StoMPP(Progression):
         self.targets = tuple(check_choice("target", target, ["weight", "input"]) for target in targets)
         if not self.targets:
             raise UsageError("targets is empty: expected 'weight', 'input' or both")
-        self.refresh, self.refresh_rule, self.mask_shape = refresh, refresh_rule, mask
+        self.refresh = None if refresh is None else float(refresh)
+        self.refresh_rule, self.mask_shape = refresh_rule, mask
         self.soft_hardness = _check_hardness(soft_hardness, soft)
         self.ste_strength = _check_strength(ste_strength, ste)
         self.ste_span = check_choice("ste_span", ste_span, ["window", "run"])
@@ -212,7 +213,7 @@ class StoMPP(Progression):
             "refresh_rule": self.refresh_rule,
             "targets": self.targets,
             "mask": self.mask_shape,
-            "schedule": getattr(self.schedule, "__name__", repr(self.schedule)),
+            "schedule": [round(float(self.schedule(eighth / 8)), 6) for eighth in range(9)],
             "soft_hardness": self.soft_hardness,
             "ste_strength": (self.ste_strength, self.ste_span),
             "drop_frozen": self.drop_frozen,
@@ -228,6 +229,7 @@ class StoMPP(Progression):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue bit for bit where ``state`` was saved; see `Progression.load_state_dict`."""
+        self._check(state)  # before anything is lost
         self._fields.clear()
         super().load_state_dict(state)
         for (index, role), field in self._fields.items():
@@ -250,7 +252,7 @@ def _check_hardness(ends: tuple[float, float] | None, soft: Spec) -> tuple[float
         raise UsageError(f"soft_hardness must be two positive numbers, a window's first and last, found {ends!r}")
     if member.hardness is None:
         raise UsageError(f"soft_hardness {tuple(ends)} has nothing to act on: soft {soft!r} has no hardness")
-    return ends[0], ends[1]
+    return float(ends[0]), float(ends[1])
 
 
 def _check_strength(ends: tuple[float, float] | None, ste: Spec) -> tuple[float, float] | None:
@@ -261,7 +263,7 @@ def _check_strength(ends: tuple[float, float] | None, ste: Spec) -> tuple[float,
         raise UsageError(f"ste_strength {tuple(ends)} has nothing to act on: ste is None, no surrogate passes")
     if len(ends) != 2 or not all(isinstance(end, (int, float)) and 0 <= end < math.inf for end in ends):
         raise UsageError(f"ste_strength must be two numbers of at least 0, first and last, found {ends!r}")
-    return ends[0], ends[1]
+    return float(ends[0]), float(ends[1])
 
 
 def _surrogate(spec: Spec, role: str) -> Spec:

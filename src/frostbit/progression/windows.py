@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from frostbit.errors import UsageError
 from frostbit.registry import nearest
@@ -75,7 +76,7 @@ def permutation(order: Order, names: list[str]) -> list[int]:
     for item in order:
         if isinstance(item, str) and item not in names:
             raise UsageError(f"order names no unit {item!r}: {nearest(item, names)}")
-        indices.append(names.index(item) if isinstance(item, str) else item)
-    if not all(isinstance(index, int) for index in indices) or sorted(indices) != list(range(count)):
+        indices.append(names.index(item) if isinstance(item, str) else int(item) if isinstance(item, Integral) else -1)
+    if sorted(indices) != list(range(count)):
         raise UsageError(f"order must name each of the {count} units once, found {list(order)}")
     return indices
