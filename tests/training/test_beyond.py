@@ -77,13 +77,15 @@ def test_features_are_compared_by_the_formula(compare, widths):
         ({"features": ["three"]}, "no module of both networks is called 'three'"),
         ({"features": ["1"], "compare": "attenton"}, "did you mean 'attention'"),
         ({"features": ["4"]}, r"needs features \[N, C, H, W\], found \[5, 32\]: use 'direction'"),
+        ({"features": ["0.unused"]}, "student's '0.unused' is not called in a forward pass"),
         ({"features": ["1"], "compare": "direction"}, "32 values of the student's with 48 of the teacher's"),
     ],
 )
 def test_features_that_cannot_be_compared_are_named(settings, sentence):
-    student, x = convolutions(2), torch.randn(5, 3, 4, 4)
+    student, teacher, x = convolutions(2), convolutions(3), torch.randn(5, 3, 4, 4)
+    student[0].unused, teacher[0].unused = torch.nn.Identity(), torch.nn.Identity()
     with pytest.raises(UsageError, match=sentence):
-        Distill(convolutions(3), 1.0, 0.5, student=student, **settings)(torch.zeros(()), student(x), x)
+        Distill(teacher, 1.0, 0.5, student=student, **settings)(torch.zeros(()), student(x), x)
 
 
 def test_a_run_learns_from_a_float_run_and_is_read_without_it(tiny, tmp_path):

@@ -86,6 +86,16 @@ def test_fields_of_other_choices_are_cleared():
     assert resolve({"schedule.name": "cosine"}).schedule.gamma is None
     anneal = resolve({"method": "stompp", "progression.kind": "anneal"})
     assert (anneal.progression.order, anneal.progression.refresh) == ("global", None)
+    for typed in (
+        {"optimizer.name": "adam", "optimizer.momentum": 0.5},
+        {"method": "bnn++", "progression.refresh": 50},
+        {"method": "stompp", "progression.end": 50},
+        {"schedule.name": "constant", "schedule.final_lr": 0.1},
+    ):
+        with pytest.raises(UsageError, match=f"{list(typed)[-1]} means nothing here"):
+            resolve(strict=typed)
+    sgd = resolve(strict={"optimizer.name": "sgd", "optimizer.momentum": 0.5})
+    assert sgd.optimizer.momentum == 0.5
 
 
 BAD = {
@@ -104,6 +114,11 @@ BAD = {
     "strategy": ({"train.strategy": "dpd"}, "did you mean 'ddp'?"),
     "low": ({"train.batch": 0}, "train.batch must be at least 1, found 0"),
     "zero": ({"optimizer.lr": 0}, "optimizer.lr must be above 0, found 0"),
+    "ascent": ({"schedule.name": "cosine", "schedule.final_lr": -0.1}, "schedule.final_lr must be at least 0"),
+    "negative step": (
+        {"schedule.name": "step", "schedule.milestones": [1], "schedule.gamma": -0.1},
+        "schedule.gamma must be at least 0",
+    ),
     "share": ({"data.val_fraction": 1.0}, "[0, 1)"),
     "not a group": ({"train": 3}, "train must be a group of settings, found 3"),
     "null group": ({"train": None}, "train must be a group of settings"),

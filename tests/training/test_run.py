@@ -233,6 +233,7 @@ def test_sizes_that_contradict_the_data(tiny):
         ({"name": "cosine"}, [1, 0.853553, 0.5, 0.146447, 0]),
         ({"name": "linear", "final_lr": 0.02}, [1, 0.8, 0.6, 0.4, 0.2]),
         ({"name": "step", "milestones": [1, 3], "gamma": 0.1}, [1, 1, 0.1, 0.01, 0.01]),
+        ({"name": "step", "milestones": [3, 1], "gamma": 0.1}, [1, 1, 0.1, 0.01, 0.01]),
     ],
 )
 def test_learning_rate_schedules(config, expected):

@@ -101,6 +101,9 @@ class Distill:
         divergence = F.kl_div(answer, target, reduction="batchmean", log_target=True)
         mixed = (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
         for name in self.names:
+            for side, seen in self._seen.items():
+                if name not in seen:
+                    raise UsageError(f"distill.features: the {side}'s {name!r} is not called in a forward pass")
             ours, theirs = (self.compare(self._seen[side].pop(name)) for side in ("student", "teacher"))
             if ours.shape != theirs.shape:
                 sizes = f"{ours.shape[1]} values of the student's with {theirs.shape[1]} of the teacher's"

@@ -197,7 +197,7 @@ def lr_factor(config: ScheduleConfig, lr: float, step: int, steps_per_epoch: int
     if config.name == "constant":
         return 1.0
     if config.name == "step":
-        passed = bisect_right(config.milestones or [], step / steps_per_epoch)
+        passed = bisect_right(sorted(config.milestones or []), step / steps_per_epoch)
         return float((1.0 if config.gamma is None else config.gamma) ** passed)
     share = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     height = (1 + math.cos(math.pi * share)) / 2 if config.name == "cosine" else 1 - share

@@ -81,7 +81,7 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     complete = overlay({n: s.default for n, s in SETTINGS.items()}, dict.fromkeys(_ABSENT), preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
-    _settle(recipe)
+    _settle(recipe, strict or {})
     return recipe
 
 
@@ -151,14 +151,14 @@ def _choice(what: str, name: str, known: Iterable[str]) -> str:
         raise UsageError(str(error)) from None
 
 
-def _settle(recipe: Recipe) -> None:
+def _settle(recipe: Recipe, strict: Flat) -> None:
     _choice("optimizer", recipe.optimizer.name, OPTIMIZER_FIELDS)
     _choice("learning-rate schedule", recipe.schedule.name, SCHEDULE_FIELDS)
-    _clear_others(recipe.optimizer, recipe.optimizer.name, settle_optimizer(recipe.optimizer))
-    _clear_others(recipe.schedule, recipe.schedule.name, SCHEDULE_FIELDS)
+    _clear_others("optimizer", recipe.optimizer, recipe.optimizer.name, settle_optimizer(recipe.optimizer), strict)
+    _clear_others("schedule", recipe.schedule, recipe.schedule.name, SCHEDULE_FIELDS, strict)
     if recipe.progression is not None:
         kind = recipe.progression.kind
-        _clear_others(recipe.progression, kind, PROGRESSION_FIELDS)
+        _clear_others("progression", recipe.progression, kind, PROGRESSION_FIELDS, strict)
         recipe.progression.order = recipe.progression.order or {"stompp": "forward", "anneal": "global"}[kind]
         if isinstance(recipe.progression.order, str):
             _choice("order", recipe.progression.order, (*ORDERS, *ORDERINGS))
@@ -190,9 +190,11 @@ def _settle(recipe: Recipe) -> None:
         raise UsageError(f"name becomes a folder: use letters, digits and . _ + -, found {recipe.name!r}")
 
 
-def _clear_others(part: object, chosen: str, table: Mapping[str, Iterable[str]]) -> None:
-    """Set the fields that belong to other choices than this one to ``None``."""
+def _clear_others(section: str, part: object, chosen: str, table: Mapping[str, Iterable[str]], strict: Flat) -> None:
+    """Set the fields that belong to other choices than this one to ``None``; refuse those that were typed."""
     for other in {field for fields in table.values() for field in fields} - set(table[chosen]):
+        if strict.get(f"{section}.{other}") is not None:
+            raise UsageError(f"{section}.{other} means nothing here: {chosen!r} has no such setting")
         setattr(part, other, None)
 
 
@@ -214,6 +216,8 @@ _BOUNDS = (
     ("distill.temperature", 0, True),
     ("distill.feature_weight", 0, False),
     ("schedule.warmup_epochs", 0, False),
+    ("schedule.final_lr", 0, False),
+    ("schedule.gamma", 0, False),
     ("data.size", 1, False),
     ("data.length", 1, False),
     ("data.limit_train", 1, False),

@@ -130,9 +130,17 @@ def check_space(space: Sequence[Dimension], layers: Sequence[Flat], given: Flat)
             raise UsageError(f"--over names {name} twice: give its values once")
         if name in given:
             raise UsageError(f"{name} is both fixed and varied: leave out --{name} or --over {name}=…")
-    base = resolve(*layers, strict=given)
     deciding = [[(d.name, value) for value in d.choices] for d in space if d.name in _DECIDING]
     combinations = [dict(combination) for combination in itertools.product(*deciding)]
+    refused = []
+    for decided in combinations:
+        try:
+            resolve(*layers, strict=overlay(given, decided))
+        except UsageError as error:
+            refused.append(error)
+    if len(refused) == len(combinations):
+        raise refused[0]
+    base = resolve(*layers, given)
     for dimension in space:
         used, reasons = False, []
         for decided in combinations:
