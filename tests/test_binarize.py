@@ -32,10 +32,11 @@ def test_placement_input_on_a_torchvision_resnet() -> None:
     assert all(type(model.get_submodule(name)).__module__.startswith("torch") for name in report.kept)
     # every ReLU becomes the identity but the last, which only the pooling reads
     assert isinstance(model.relu, nn.Identity)
-    for block in (*model.layer1, *model.layer2):
-        assert isinstance(block.relu, PerCall)
-    kinds = [type(call) for block in (*model.layer1, *model.layer2) for call in block.relu.calls]
-    assert kinds == [nn.Identity] * 5 + [nn.ReLU]
+    for block in model.layer1:
+        assert isinstance(block.relu, nn.Identity)
+    last = model.layer2[0].relu
+    assert isinstance(last, PerCall)
+    assert [type(call) for call in last.calls] == [nn.Identity, nn.ReLU]
     assert set(report.activations) == {
         "relu", "layer1.0.relu (call 1)", "layer1.0.relu (call 2)", "layer1.1.relu (call 1)",
         "layer1.1.relu (call 2)", "layer2.0.relu (call 1)",
@@ -285,3 +286,47 @@ def test_a_weights_only_network_keeps_its_relus_in_either_placement() -> None:
     assert all(isinstance(model.relu, nn.ReLU) for model in networks)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(networks[0](x), networks[1](x))
+
+
+class Shared(nn.Module):
+    """Blocks that share one ReLU, and a branch that only training takes."""
+
+    def __init__(self, branch: bool = False, checkpoint: bool = False) -> None:
+        super().__init__()
+        self.relu, self.branch, self.checkpoint = nn.ReLU(), branch, checkpoint
+        self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(4))
+        self.input_shape = (6,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.branch and self.training:
+            self.relu(x)
+        for layer in self.layers:
+            if self.checkpoint and self.training:
+                x = torch.utils.checkpoint.checkpoint(
+                    lambda x, layer=layer: self.relu(layer(x)), x, use_reentrant=False
+                )
+            else:
+                x = self.relu(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("what", ["branch", "checkpoint"])
+def test_calls_that_cannot_be_told_apart_are_refused(what: str) -> None:
+    model = Shared(**{what: True})
+    fb.binarize_(model, placement="activation", keep=None, min_binary_macs=0)
+    x = torch.randn(5, 6, requires_grad=True)
+    model.eval()(x)
+    with pytest.raises(fb.UsageError, match="give each call a module of its own"):
+        model.train()(x).sum().backward()
+    model.eval()(x)
+
+
+def test_a_direct_weight_that_a_real_layer_shares_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    model[2].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    tokens = torch.randint(6, (3, 4))
+    with pytest.raises(fb.UsageError, match="'0' stays real and shares the weight of '2'"):
+        fb.binarize_(model, weight="direct", example_input=tokens, keep=["0"], min_binary_macs=0)
+    assert torch.equal(model[0].weight, before)
+    assert type(model[1]) is nn.Linear

@@ -234,3 +234,13 @@ def test_attention_that_reads_a_binarizer_has_its_output_projection_too() -> Non
     assert list(fb.frozen_fraction(model)) == ["attention", "attention.out_proj"]
     assert isinstance(model.attention.out_proj.weight_quantizer, Masked)
     assert [unit.feature_shape for unit in fb.units(model)] == [(8,), (8,)]
+
+
+def test_a_model_that_was_changed_is_named() -> None:
+    model = nn.Sequential(*(fb.nn.Linear(4, 4, bias=False) for _ in range(3)))
+    x = torch.randn(2, 4)
+    fb.units(model, example_input=x)
+    model[1] = nn.Linear(4, 4)
+    with pytest.raises(fb.UsageError, match="'1' is no binary layer any more"):
+        fb.StoMPP(model, 12)
+    assert len(fb.units(model, example_input=x)) == 2

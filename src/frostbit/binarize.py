@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -84,16 +85,31 @@ class PerCall(nn.Module):
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.calls = nn.ModuleList(modules)
-        self.next = 0
+        self.next, self.inside = 0, False
 
     def restart(self, *_: Any) -> None:
         """Begin with the first again; a pre-hook of the whole model, in case a pass was cut short."""
-        self.next = 0
+        self.next, self.inside = 0, True
+
+    def leave(self, *_: Any) -> None:
+        """Take note that the pass is over; a hook of the whole model."""
+        self.inside = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the result of the module whose turn it is."""
-        module = self.calls[self.next]
-        self.next = (self.next + 1) % len(self.calls)
+        """Return the result of the module whose turn it is.
+
+        Raises:
+            UsageError: it is called more often than in the pass that was traced, or again in a backward pass.
+        """
+        recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if recomputed or (self.inside and self.next == len(self.calls)):
+            why = "activation checkpointing calls it again" if recomputed else "a training-only branch calls it too"
+            raise UsageError(
+                f"one activation module stands for {len(self.calls)} calls, told apart by their order, and {why}: "
+                "give each call a module of its own"
+            )
+        module = self.calls[self.next % len(self.calls)]  # a part of the model may be called by itself
+        self.next = self.next % len(self.calls) + 1
         y: Tensor = module(x)
         return y
 
@@ -252,10 +268,24 @@ class _Conversion:
             self._convert(module, settings, quantizer)
             specs = f"weight {_describe(settings['weight'])}, input {_describe(in_spec)}"
             self.report.converted[name] = f"{type(module).__name__}, {specs}"
+        self._check_tied()
         if not self.report.converted and not (weight is None and self.placement == "activation"):
             raise UsageError(f"the keep rule keeps all {len(ordered)} layers: pass another keep=, or None for nothing")
         if accumulator_bits is not None and not any(getattr(m, "accumulator_bits", None) for _, m in ordered):
             raise UsageError("accumulator_bits is for sums of ±1 products: no layer has a binary weight and input")
+
+    def _check_tied(self) -> None:
+        """Refuse to turn a weight into signs that a real layer reads too."""
+        binary = [(name, m) for name, m in self.model.named_modules() if isinstance(m, BinaryLayer)]
+        direct = {id(p): name for name, layer in binary for _, p, quantizer in layer.latents() if quantizer.direct}
+        for name, module in self.model.named_modules():
+            own = {id(p) for _, p, _ in module.latents()} if isinstance(module, BinaryLayer) else set()
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) in direct and id(parameter) not in own:
+                    raise UsageError(
+                        f"{name!r} stays real and shares the weight of {direct[id(parameter)]!r}: a direct weight "
+                        "would be -1 or +1 in both, so keep both or neither"
+                    )
 
     def _check_overrides(self, overrides: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
         open_names = [name for name in names if name not in self.report.kept]
@@ -344,16 +374,17 @@ class _Conversion:
         return list(found.items())
 
     def _replace_activation(self, module: nn.Module, by_call: dict[int, nn.Module]) -> None:
-        count = len(self.graph.of(module))
-        new: nn.Module = by_call[0] if count == 1 else PerCall([by_call.get(n, module) for n in range(count)])
+        by_turn = [by_call.get(n, module) for n in range(len(self.graph.of(module)))]
+        alike = len(by_turn) == 1 or all(isinstance(each, nn.Identity) for each in by_turn)
+        new = by_turn[0] if alike else PerCall(by_turn)
         new.train(module.training)
         for path, child in list(self.model.named_modules(remove_duplicate=False)):
             if child is module:
                 self.undos.append(partial(self.model.set_submodule, path, module))
                 self.model.set_submodule(path, new)
         if isinstance(new, PerCall):
-            handle = self.model.register_forward_pre_hook(new.restart)
-            self.undos.append(handle.remove)
+            self.undos.append(self.model.register_forward_pre_hook(new.restart).remove)
+            self.undos.append(self.model.register_forward_hook(new.leave).remove)
 
     def leave_fast_paths(self) -> None:
         """Switch off torch's inference fast paths: they read weights past the forward of the layers."""
