@@ -39,6 +39,12 @@ class Held:
         return layout in self._layouts or (self._source is not None and self._source.has(layout))
 
     @property
+    def unpacked(self) -> Held | None:
+        """The numbers in logical order that these are the signs of, if nothing has asked for the signs yet."""
+        source = self._source
+        return source if source is not None and source.kind == "real" and source.has("plain") else None
+
+    @property
     def flat(self) -> bool:
         """Whether there is nothing to move: at most two axes."""
         return len(self.shape) <= 2

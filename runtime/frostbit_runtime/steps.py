@@ -17,6 +17,7 @@ from frostbit_runtime.reference.pooling import pool_counts
 from frostbit_runtime.shapes import pooled_size, pooled_span
 from frostbit_runtime.transposed import Transposed
 
+_MOVES = {"reshape", "permute", "expand_dims", "squeeze", "slice"}
 Attrs = Mapping[str, Any]
 Tensors = Mapping[str, Array]
 
@@ -53,7 +54,11 @@ class Plain:
     tensors: Tensors
 
     def __call__(self, operands: Sequence[Held], result: Value, threads: int) -> Held:
-        """Return the result."""
+        """Return the result; of signs that nothing packed yet, which its readers will, the numbers are moved."""
+        source = operands[0].unpacked if self.op.kind in _MOVES else None
+        if source is not None:
+            moved = self([source], replace(result, kind="real"), threads)
+            return Held("sign", result.shape, source=moved)
         array = run_op(self.op, [held.plain() for held in operands], self.tensors)
         return Held(result.kind, result.shape, "plain", array)
 

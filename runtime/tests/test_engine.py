@@ -108,6 +108,28 @@ def test_rows_in_parts(kind, attrs):
     same(np.signbit(Network(program)(x)), np.signbit(expected))
 
 
+@pytest.mark.parametrize(
+    ("kind", "attrs"),
+    [
+        ("permute", {"axes": [0, 2, 1, 3]}),
+        ("reshape", {"shape": [0, 0, -1]}),
+        ("squeeze", {"axis": 1}),
+        ("expand_dims", {"axis": 1}),
+        ("slice", {"axis": 2, "start": 1, "stop": 5, "step": 2}),
+    ],
+)
+def test_signs_are_moved_as_the_numbers_that_they_are_of(kind, attrs):
+    b = Builder(np.random.default_rng(0))
+    x = b.input((None, 1, 6, 40))
+    signs = b.op("sign", x)
+    moved = b.op(kind, signs, attrs=attrs)
+    values = np.random.default_rng(1).standard_normal((3, 1, 6, 40)).astype(np.float32)
+    values[values > 1] = -0.0
+    y = b.op("binary_dense", moved, weight=b.signs(50, interpret(b.program(moved), values).shape[-1]))
+    for program in (b.program(y), b.program(y, moved, signs)):
+        same(Network(program)(values), interpret(program, values))
+
+
 def test_what_belongs_together_is_one_step():
     # 16 operations: six layers with all that follows them, and the first signs
     assert [step.output for step in plan(binarynet())] == ["v1", "v2", "v5", "v7", "v10", "v13", "v15"]
