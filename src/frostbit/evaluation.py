@@ -39,7 +39,7 @@ def hardened(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_hard(model: nn.Module) -> bool:
-    """Whether the model's forward is already fully binary, so that `hardened` changes nothing."""
+    """Whether `hardened` changes nothing: the model's forward is fully binary already, or has nothing binary in it."""
     return all(quantizer.frozen_share == 1.0 for module in model.modules() for quantizer in _own_quantizers(module))
 
 

@@ -291,3 +291,49 @@ def test_two_processes_freeze_what_one_process_freezes(workplace):
     assert shares("one") == shares("two")
     result = json.loads((workplace / "two" / "stompp-seed0" / "result.json").read_text())
     assert result["curve"][-1]["acc_as_is"] == result["final"]["raw"]
+
+
+OWN = """
+import torch
+import frostbit as fb
+
+@fb.quantizers.register("narrow")
+class Narrow(fb.quantizers.Quantizer):
+    def B(self, x, h):
+        return (x.abs() < 0.5).to(x.dtype)
+
+@fb.models.register("own")
+class Own(torch.nn.Sequential):
+    def __init__(self, num_classes, input_size, in_channels):
+        sizes = (in_channels * input_size**2, 24, 24, num_classes)
+        layers = [torch.nn.Flatten()]
+        for a, b in zip(sizes, sizes[1:]):
+            layers += [torch.nn.Linear(a, b, bias=False), torch.nn.BatchNorm1d(b), torch.nn.ReLU()]
+        super().__init__(*layers[:-1])
+        self.input_shape = (in_channels, input_size, input_size)
+"""
+
+
+def test_quantizers_and_networks_of_ones_own_go_through_every_command(workplace, capsys):
+    (workplace / "own.py").write_text(OWN)
+    words = "--model own --imports [own.py] --binarize.weight narrow --binarize.input narrow --jobs 1"
+    frostbit("compare --methods ste,stompp --out own", words, SMALL[4:])
+    frostbit("evaluate own/ste-seed0")
+    frostbit("export own/ste-seed0")
+    assert (workplace / "own/stompp-seed0/result.json").exists()
+    capsys.readouterr()
+    (workplace / "wrong.py").write_text("1 / 0")
+    for name, sentence in (("no.py", "imports names Python files"), ("wrong.py", "fails with ZeroDivisionError")):
+        frostbit(f"train --method ste --imports [{name}]", SMALL, code=2)
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_run_that_has_no_bits_is_no_packed_file(workplace, capsys):
+    (workplace / "net.onnx").write_bytes(b"x")
+    for name in (".", "net.onnx"):
+        frostbit(f"predict {name} a.png", code=2)
+        assert "is no packed file: frostbit export RUN writes one" in capsys.readouterr().err
+
+
+def test_a_narrow_network_trains_on_grey_images(workplace):
+    frostbit("train --method ste --data digits --model resnet8 --model.width 4 --epochs 1 --train.threads 1 --out y")

@@ -188,3 +188,10 @@ def test_impossible_options_get_one_sentence(options: dict[str, object], said: s
     with pytest.raises(UsageError) as caught:
         Loader(numbered(22), **arguments)
     assert said in str(caught.value)
+
+
+def test_images_without_statistics_come_in_units_of_0_to_1():
+    images = torch.arange(0, 48, dtype=torch.uint8).view(4, 1, 3, 4) * 5
+    split = Split(images, torch.zeros(4, dtype=torch.int64))
+    ((found, _),) = Loader(split, 4, shuffle=False, mean=None, std=None)
+    torch.testing.assert_close(found, images / 255)

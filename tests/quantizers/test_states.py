@@ -351,3 +351,13 @@ def test_a_copy_that_is_made_inside_hardened_is_as_the_model_outside() -> None:
     for other in copies:
         other(torch.randn(2, 4)).sum().backward()
         assert other[0].weight.grad is not None
+
+
+def test_parameters_of_a_quantizer_are_refused() -> None:
+    class Learned(Cosine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(UsageError, match="Learned has parameters, which would get no gradient"):
+        fb.nn.Linear(4, 4, weight_quantizer=Learned())

@@ -37,7 +37,7 @@ def window_drops(steps: Sequence[Row], windows: Sequence[Window]) -> list[float 
             drops.append(None)
             continue
         early = [row["train_acc"] for row in inside if row["step"] <= start + (stop - start) / 10]
-        drops.append(before[-1] - min(early or [inside[0]["train_acc"]]))
+        drops.append(before[-1] - min(early) if early else None)
     return drops
 
 

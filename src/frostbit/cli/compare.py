@@ -241,7 +241,8 @@ def last_words(job: Job, code: int) -> str:
     lines = (job.folder / "log.txt").read_text(errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
     if code < 0:
-        return f"killed by signal {-code}; the same command goes on from its last checkpoint"
+        then = "goes on from its last checkpoint" if (job.folder / "last.ckpt").exists() else "starts it anew"
+        return f"killed by signal {-code}; the same command {then}, {job.folder / 'log.txt'} holds its last words"
     return said[-1].removeprefix("frostbit: ") if said else f"exit code {code}"
 
 

@@ -67,6 +67,9 @@ def load(path: str) -> Network:
     Raises:
         UsageError: the runtime is not installed, or the file is none of these.
     """
+    packed = Path(path).is_file() and Path(path).suffix not in (".onnx", ".qonnx", ".ckpt", ".pt")
+    if Path(path).exists() and not packed:
+        raise UsageError(f"{path!r} is no packed file: frostbit export RUN writes one, RUN/net.safetensors")
     try:
         import frostbit_runtime
     except ModuleNotFoundError as error:

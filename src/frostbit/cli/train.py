@@ -82,7 +82,7 @@ def choose_arm(stated: Flat, arm: str | None, given: Flat) -> tuple[str, list[Fl
             raise UsageError(f"the recipe has arms: use frostbit compare, or choose --arm from {', '.join(arms)}")
         return str(overlay(stated, given).get("method", Recipe().method)), [stated]
     if arm not in arms:
-        raise UsageError(f"the recipe has no arm {arm!r}: {nearest(arm, arms)}")
+        raise UsageError(f"the recipe has no arm {arm!r}: {nearest(arm, arms) if arms else 'it has none at all'}")
     return arm, [stated, flatten(arms[arm] or {}, f"arm {arm!r}")]
 
 

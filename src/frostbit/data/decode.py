@@ -111,7 +111,8 @@ def stack(splits: Sequence[Decoded]) -> list[Tensor]:
         batch = np.empty((len(split.pixels), height, width, channels), np.uint8)
         for target, image in zip(batch, split.pixels, strict=True):
             target[...] = image if image.ndim == 3 else image[:, :, None]
-        tensors.append(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous())
+        # a clone: of one channel, torch would leave the strides as they are and take them for channels-last
+        tensors.append(torch.from_numpy(batch).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format))
     return tensors
 
 
@@ -129,7 +130,7 @@ def _resize(image: Image, size: int) -> Image:
 def _unequal(a: NDArray[np.uint8], where_a: str, b: NDArray[np.uint8], where_b: str) -> UsageError:
     return UsageError(
         f"images differ in size ({a.shape[1]}x{a.shape[0]} in {where_a}, "
-        f"{b.shape[1]}x{b.shape[0]} in {where_b}): give size to resize them all"
+        f"{b.shape[1]}x{b.shape[0]} in {where_b}): give size (--data.size) to resize them all"
     )
 
 

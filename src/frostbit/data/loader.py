@@ -37,8 +37,8 @@ class Loader:
         batch_size: samples per global batch, >= 1.
         shuffle: a new order in each epoch.
         augment: what is done to each batch, ``None`` for nothing.
-        mean: per channel, in units of 0..1; ``None`` for texts, as ``std``.
-        std: per channel, in units of 0..1, > 0.
+        mean: per channel, in units of 0..1; ``None`` for texts, and for images that are to stay in these units.
+        std: per channel, in units of 0..1, > 0; or ``None``.
         seed: of order and augmentation, any integer.
         device: where the data lives and batches are made.
         dtype: floating dtype of batches of images; normalization computes in float32 at least.
@@ -102,7 +102,10 @@ class Loader:
         self.device = torch.device(device)
         self._total = len(split) // batch_size * batch_size if drop_last else len(split)
         self._first_batch = 0
-        self._normalization = None if mean is None or std is None else self._affine(mean, std)
+        self._normalization: tuple[Tensor, Tensor] | None = None
+        if len(split.input_shape) == 3:
+            channels = split.input_shape[0]
+            self._normalization = self._affine(mean or [0.0] * channels, std or [1.0] * channels)
         if self._normalization is None and augment is not None and (augment.flip or augment.crop_pad):
             raise UsageError("augment changes images, found texts: leave it out")
         self._order: tuple[int, Tensor] | None = None

@@ -233,7 +233,9 @@ def _hub(name: str, test: str | None = None, classes: tuple[str, ...] | None = N
         tables = load_dataset(name)
     except Exception as error:  # the hub's client raises a dozen unrelated types for "not reachable"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"cannot load {name!r} from the Hugging Face hub ({reason}): give path instead") from error
+        raise UsageError(
+            f"cannot load {name!r} from the Hugging Face hub ({reason}): give a folder as path (--data.path)"
+        ) from error
     test = test or next(n for n in files.TEST_SPLITS if n in tables)
     parts = {}
     for part, split in (("train", "train"), ("test", test)):

@@ -119,4 +119,4 @@ class StreamSplit:
                 small = colour.resize((self.size, self.size), Resampling.BILINEAR, box=box, reducing_gap=2.0)
                 pixels[number] = np.asarray(small)
         labels = self.raw.labels[[self.rows[position] for position in positions]]
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels

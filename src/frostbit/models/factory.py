@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,22 @@ def create(name: str, **kwargs: Any) -> nn.Module:
         if argument not in known:
             raise UsageError(f"model {name!r} has no argument {argument!r}: {nearest(argument, known)}")
     return factory(**kwargs)
+
+
+def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Return a decorator that gives a model of one's own a name.
+
+    Args:
+        name: what `create`, recipes and the command line shall call it.
+
+    Returns:
+        The decorator, for a class or function that makes the model. A recipe gives it ``num_classes``, ``input_size``
+        and ``in_channels``, and what ``model.args`` holds; the model's attribute ``input_shape`` is ``(C, H, W)``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return MODELS.register(name)
 
 
 def arguments(name: str) -> list[str]:

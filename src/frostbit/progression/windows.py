@@ -36,7 +36,9 @@ def equal_lengths(steps: int, count: int) -> list[int]:
         UsageError: fewer steps than lengths.
     """
     if steps < count:
-        raise UsageError(f"{steps} steps are too few for {count} units, which need at least one step each")
+        raise UsageError(
+            f"{steps} steps are too few for {count} units, which need a step each: train longer, or in smaller batches"
+        )
     ends = [round(i * steps / count) for i in range(count + 1)]
     return [ends[i + 1] - ends[i] for i in range(count)]
 

@@ -86,8 +86,19 @@ def resolve(spec: Spec) -> Quantizer | None:
         A quantizer, or ``None``.
 
     Raises:
-        UsageError: an unknown name or argument, a value that an argument cannot have, or none of these.
+        UsageError: an unknown name or argument, a value that an argument cannot have, a quantizer with parameters of
+            its own, or none of these.
     """
+    quantizer = _made(spec)
+    if quantizer is not None and any(True for _ in quantizer.parameters()):
+        raise UsageError(
+            f"{type(quantizer).__name__} has parameters, which would get no gradient: put what is learned, such as a "
+            "shift or a slope, into a module in front of the layer"
+        )
+    return quantizer
+
+
+def _made(spec: Spec) -> Quantizer | None:
     if spec is None:
         return None
     if isinstance(spec, str):

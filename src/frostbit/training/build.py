@@ -212,6 +212,8 @@ def make_distill(
         if theirs.binarize is not None:
             raise UsageError(f"distill.teacher must be a float run, found method {theirs.method!r} in {source!r}")
         model = theirs.model
+    if settings.exists() and not any((Path(source) / name).exists() for name in ("final.pt", "last.ckpt")):
+        raise UsageError(f"distill.teacher {source!r} has not been trained yet: run the float arm first, by itself")
     sizes = [(m.num_classes, m.input_size) for m in (recipe.model, model)]
     if sizes[0] != sizes[1]:
         raise UsageError(

@@ -207,6 +207,9 @@ class Recipe:
     """One experiment: what is trained, how, and the arms that are compared."""
 
     name: Annotated[str, "name of the experiment and of its folder"] = "run"
+    imports: Annotated[list[str], "Python files that register quantizers or models of one's own"] = field(
+        default_factory=list
+    )
     method: Annotated[str, "preset of binarize and progression; explicit settings win"] = "stompp"
     model: Annotated[ModelConfig, "the network"] = field(default_factory=ModelConfig)
     binarize: Annotated[BinarizeConfig | None, "how values become binary"] = field(default_factory=BinarizeConfig)

@@ -19,6 +19,7 @@ from frostbit.progression import ORDERINGS, ORDERS
 from frostbit.registry import check_choice
 from frostbit.training.methods import METHODS
 from frostbit.training.optimizers import OPTIMIZER_FIELDS, settle_optimizer
+from frostbit.training.own_code import import_files
 from frostbit.training.recipe import Recipe
 from frostbit.training.settings import SETTINGS, Flat, dataclass_of, describe, flatten, overlay
 
@@ -81,6 +82,7 @@ def resolve(*layers: Flat, strict: Flat | None = None) -> Recipe:
     complete = overlay({n: s.default for n, s in SETTINGS.items()}, dict.fromkeys(_ABSENT), preset, stated)
     recipe = _build(Recipe, _typed(complete), "")
     assert isinstance(recipe, Recipe)
+    recipe.imports = import_files(recipe.imports)
     _settle(recipe, strict or {})
     return recipe
 
@@ -171,7 +173,10 @@ def _settle(recipe: Recipe, strict: Flat) -> None:
     if recipe.progression is not None and recipe.binarize is None:
         raise UsageError("a progression needs binarize.weight or binarize.input: a float network cannot freeze")
     if recipe.distill is not None and not recipe.distill.teacher:
-        raise UsageError("distill.teacher must name a float run or checkpoint, found none: --method float trains one")
+        raise UsageError(
+            "distill.teacher must name a float run or checkpoint, found none: train one with --method float, "
+            "then give --distill.teacher RUN"
+        )
     if recipe.blockade is not None and recipe.binarize is None:
         raise UsageError("a blockade needs binarize.input: a float network has no unit to block")
     flat = flatten(dataclasses.asdict(recipe))

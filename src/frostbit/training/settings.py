@@ -158,7 +158,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 # what may change between two parts of one run
-_RUNTIME = {"train.threads", "train.checkpoint_every", "data.path", "data.workers"}
+_RUNTIME = {"imports", "train.threads", "train.checkpoint_every", "data.path", "data.workers"}
 # what the data set fills in
 _FILLED = {"model.num_classes", "model.input_size"}
 
