@@ -1,6 +1,7 @@
 """Each command does its work on a small network, from the command line as a user types it."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -337,3 +338,37 @@ def test_a_run_that_has_no_bits_is_no_packed_file(workplace, capsys):
 
 def test_a_narrow_network_trains_on_grey_images(workplace):
     frostbit("train --method ste --data digits --model resnet8 --model.width 4 --epochs 1 --train.threads 1 --out y")
+
+
+def test_a_run_is_evaluated_on_other_samples_of_its_classes_alone(workplace, capsys):
+    def images(folder, classes, count):
+        for split, name in itertools.product(("train", "test"), classes):
+            (workplace / folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(
+                    workplace / folder / split / name / f"{number}.png"
+                )
+
+    images("many", "ab", 6)
+    images("few", "ab", 3)
+    images("other", "ac", 6)
+    small = [
+        *SMALL[:6],
+        *[
+            "--train.threads",
+            "1",
+            "--train.accelerator",
+            "cpu",
+            "--batch",
+            "4",
+            "--epochs",
+            "2",
+            "--data.name",
+            "folder",
+        ],
+    ]
+    frostbit("train --method stompp --out x --data.path many", small)
+    frostbit("evaluate x/stompp-seed0 --path few")
+    assert "6 test samples" in capsys.readouterr().out
+    frostbit("evaluate x/stompp-seed0 --path other", code=2)
+    assert "was trained on a class 'b', where the data have 'c'" in capsys.readouterr().err

@@ -58,12 +58,13 @@ class Built:
         return self.recipe.train.epochs * self.steps_per_epoch
 
 
-def build(recipe: Recipe, seed: int) -> Built:
+def build(recipe: Recipe, seed: int, steps_per_epoch: int | None = None) -> Built:
     """Load the data, make and convert the network, and set up its progression.
 
     Args:
         recipe: one arm, see :func:`frostbit.training.resolve.resolve`.
         seed: of the initial weights and the masks; torch's global generator is seeded with it.
+        steps_per_epoch: of a run that was trained elsewhere; as many as the training samples give if left out.
 
     Returns:
         The parts. ``recipe.model.num_classes`` and ``input_size`` are filled in.
@@ -74,10 +75,12 @@ def build(recipe: Recipe, seed: int) -> Built:
     recipe = dataclasses.replace(recipe)
     data = load_data(recipe)
     check_shape(recipe, data.name, data.input_shape[-1], len(data.classes))
-    batches = len(data.train) // recipe.train.batch
-    if not batches:
-        raise UsageError(f"train.batch is {recipe.train.batch}, but there are only {len(data.train)} training samples")
-    steps_per_epoch = -(-batches // recipe.train.accumulate)
+    if steps_per_epoch is None:
+        batches = len(data.train) // recipe.train.batch
+        if not batches:
+            found = f"there are only {len(data.train)} training samples"
+            raise UsageError(f"train.batch is {recipe.train.batch}, but {found}")
+        steps_per_epoch = -(-batches // recipe.train.accumulate)
 
     random.seed(seed)
     torch.manual_seed(seed)

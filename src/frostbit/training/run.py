@@ -96,7 +96,7 @@ def train(
     with quiet_lightning():
         trainer = make_trainer(recipe, folder, progress, callbacks)
         if trainer.is_global_zero:
-            write_config(folder, recipe, arm, seed, derived(built))
+            write_config(folder, recipe, arm, seed, derived(built) | {"classes": list(built.data.classes)})
         try:
             trainer.fit(module, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
         except OSError as error:  # the event files of TensorBoard are not written by us
@@ -257,7 +257,7 @@ def derived(built: Built) -> dict[str, int]:
     return {"steps": built.total_steps, "steps_per_epoch": built.steps_per_epoch}
 
 
-def write_config(folder: Path, recipe: Recipe, arm: str, seed: int, derived: Mapping[str, int] | None = None) -> None:
+def write_config(folder: Path, recipe: Recipe, arm: str, seed: int, derived: Mapping[str, Any] | None = None) -> None:
     """Write ``config.yaml``: all that is needed to repeat or resume the run, and what followed from it."""
     import yaml
 
@@ -322,12 +322,16 @@ def load_run(folder: str | Path, data_path: str | None = None) -> tuple[Training
         The module, on the CPU and without a trainer, and the parts it was made of.
 
     Raises:
-        UsageError: no run folder, or a checkpoint of another network.
+        UsageError: no run folder, a checkpoint of another network, or data with other classes.
     """
     recipe, _, seed = read_config(folder)
+    before = read_yaml(Path(folder) / "config.yaml").get("derived") or {}
     recipe.data.path = data_path or recipe.data.path
     recipe.distill = None  # the teacher has done its work, and may be elsewhere now
-    built = build(recipe, seed)
+    built = build(recipe, seed, before.get("steps_per_epoch"))
+    for trained, found in zip(before.get("classes", ()), built.data.classes, strict=False):
+        if trained != found:
+            raise UsageError(f"{str(folder)!r} was trained on a class {trained!r}, where the data have {found!r}")
     module = TrainingModule(
         built.net,
         built.recipe,
