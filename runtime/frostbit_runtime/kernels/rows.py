@@ -17,8 +17,16 @@ GRAIN = 4096  # entries that are worth a thread
 
 
 @kernel
-def _folded(lanes: Any) -> Any:
-    width = lanes.size // 2
+def _row_sum(row: Any, lanes: Any) -> Any:
+    """Return the sum of a row in the order of ``lanes``, which are room for the partial sums."""
+    whole = row.size - row.size % LANES
+    lanes[:] = 0
+    for c in range(0, whole, LANES):
+        for j in range(LANES):
+            lanes[j] += row[c + j]
+    for c in range(whole, row.size):
+        lanes[c - whole] += row[c]
+    width = LANES // 2
     while width:
         for j in range(width):
             lanes[j] += lanes[j + width]
@@ -28,18 +36,18 @@ def _folded(lanes: Any) -> Any:
 
 @kernel
 def _softmax(x: Any, out: Any, lanes: Any, first: int, last: int) -> None:
-    """Rows [first, last); ``lanes`` is room for the partial maxima and sums."""
+    """Compute rows [first, last)."""
     per_ln2, high, low, magic, p0, p1, p2, p3, p4, p5 = EXPONENTIAL
-    n, step = x.shape[1], LANES
-    whole = n - n % step
+    n = x.shape[1]
+    whole = n - n % LANES
     for i in range(first, last):
         row, y = x[i], out[i]
         lanes[:] = -np.inf
-        for c in range(0, whole, step):
-            for j in range(step):
+        for c in range(0, whole, LANES):
+            for j in range(LANES):
                 lanes[j] = row[c + j] if row[c + j] > lanes[j] else lanes[j]
         top = np.float32(-np.inf)
-        for j in range(step):
+        for j in range(LANES):
             top = max(top, lanes[j])
         for c in range(whole, n):
             top = max(top, row[c])
@@ -52,41 +60,23 @@ def _softmax(x: Any, out: Any, lanes: Any, first: int, last: int) -> None:
             power_of_2 = np.int32((np.int32(m) + np.int32(127)) << np.int32(23)).view(np.float32)
             raised = ((p * (r * r) + r) + np.float32(1)) * power_of_2
             y[c] = np.float32(0) if z < LOWEST else raised
-        lanes[:] = 0
-        for c in range(0, whole, step):
-            for j in range(step):
-                lanes[j] += y[c + j]
-        for c in range(whole, n):
-            lanes[c - whole] += y[c]
-        total = _folded(lanes)
+        total = _row_sum(y, lanes)
         for c in range(n):
             y[c] = y[c] / total
 
 
 @kernel
 def _layer_norm(x: Any, eps: float, weight: Any, bias: Any, out: Any, lanes: Any, first: int, last: int) -> None:
-    """Rows [first, last); ``lanes`` is room for the partial sums."""
-    n, step = x.shape[1], LANES
-    whole = n - n % step
-    centred = np.empty(n, np.float64)
+    """Compute rows [first, last)."""
+    n = x.shape[1]
+    centred, squares = np.empty(n, np.float64), np.empty(n, np.float64)
     for i in range(first, last):
         row, y = x[i], out[i]
-        lanes[:] = 0
-        for c in range(0, whole, step):
-            for j in range(step):
-                lanes[j] += row[c + j]
-        for c in range(whole, n):
-            lanes[c - whole] += row[c]
-        mean = _folded(lanes) / n
+        mean = _row_sum(row, lanes) / n
         for c in range(n):
             centred[c] = row[c] - mean
-        lanes[:] = 0
-        for c in range(0, whole, step):
-            for j in range(step):
-                lanes[j] += centred[c + j] * centred[c + j]
-        for c in range(whole, n):
-            lanes[c - whole] += centred[c] * centred[c]
-        root = np.sqrt(_folded(lanes) / n + eps)
+            squares[c] = centred[c] * centred[c]
+        root = np.sqrt(_row_sum(squares, lanes) / n + eps)
         for c in range(n):
             y[c] = np.float32(centred[c] / root) * weight[c] + bias[c]
 
