@@ -7,8 +7,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from frostbit import __version__
 from frostbit.errors import RunError, UsageError
 from frostbit.registry import nearest
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help(), flush=True)
             return 0 if words else 2
         if words[0] == "--version":
-            print(f"frostbit {__version__}", flush=True)
+            print(f"frostbit {version('frostbit')}", flush=True)
             return 0
         command, *rest = words
         if command not in COMMANDS:
