@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,29 +90,42 @@ class PerCall(nn.Module):
 
     def restart(self, *_: Any) -> None:
         """Begin with the first again; a pre-hook of the whole model, in case a pass was cut short."""
-        self.next, self.inside = 0, True
+        self.next = 0
+
+    def enter(self, *_: Any) -> None:
+        """Take note that the part of the model that holds it runs; recomputed or run by itself, it begins anew."""
+        self.inside = True
+        if _in_backward() or self.next == len(self.calls):
+            self.next = 0
 
     def leave(self, *_: Any) -> None:
-        """Take note that the pass is over; a hook of the whole model."""
+        """Take note that this part is through."""
         self.inside = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the result of the module whose turn it is.
 
         Raises:
-            UsageError: it is called more often than in the pass that was traced, or again in a backward pass.
+            UsageError: it is called more often than in the pass that was traced, or recomputed in pieces.
         """
-        recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if recomputed or (self.inside and self.next == len(self.calls)):
-            why = "activation checkpointing calls it again" if recomputed else "a training-only branch calls it too"
-            raise UsageError(
-                f"one activation module stands for {len(self.calls)} calls, told apart by their order, and {why}: "
-                "give each call a module of its own"
-            )
+        if self.inside and self.next == len(self.calls):
+            raise self._refusal("one more comes, from a training-only branch say")
+        if not self.inside and _in_backward():
+            raise self._refusal("activation checkpointing repeats some of them")
         module = self.calls[self.next % len(self.calls)]  # a part of the model may be called by itself
         self.next = self.next % len(self.calls) + 1
         y: Tensor = module(x)
         return y
+
+    def _refusal(self, why: str) -> UsageError:
+        return UsageError(
+            f"one activation module stands for {len(self.calls)} calls, told apart by their order, and {why}: "
+            "give each call a module of its own"
+        )
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def binarize_(
@@ -378,13 +392,18 @@ class _Conversion:
         alike = len(by_turn) == 1 or all(isinstance(each, nn.Identity) for each in by_turn)
         new = by_turn[0] if alike else PerCall(by_turn)
         new.train(module.training)
+        places = []
         for path, child in list(self.model.named_modules(remove_duplicate=False)):
             if child is module:
+                places.append(path.split(".")[:-1])
                 self.undos.append(partial(self.model.set_submodule, path, module))
                 self.model.set_submodule(path, new)
         if isinstance(new, PerCall):
             self.undos.append(self.model.register_forward_pre_hook(new.restart).remove)
-            self.undos.append(self.model.register_forward_hook(new.leave).remove)
+            shared = [names[0] for names in itertools.takewhile(lambda n: len(set(n)) == 1, zip(*places, strict=False))]
+            holder = self.model.get_submodule(".".join(shared))
+            self.undos.append(holder.register_forward_pre_hook(new.enter).remove)
+            self.undos.append(holder.register_forward_hook(new.leave).remove)
 
     def leave_fast_paths(self) -> None:
         """Switch off torch's inference fast paths: they read weights past the forward of the layers."""

@@ -42,7 +42,9 @@ def test_accuracy_by_depth_is_that_of_the_last_record_in_each_window():
     accuracy = {10: 50, 20: 60, 30: 40, 40: 70, 50: 65}
     steps = [{"step": step, "train_acc": value, "loss": 1.0} for step, value in accuracy.items()]
     found = by_depth(Inside("r", steps, [("a", 20, 45), ("b", 0, 20), ("c", 45, 48)]))
-    assert [(each.unit, each.end, each.drop) for each in found] == [("a", 70, 20), ("b", 60, None), ("c", None, None)]
+    assert [(each.unit, each.end, each.drop) for each in found] == [("a", 70, None), ("b", 60, None), ("c", None, None)]
+    found = by_depth(Inside("r", steps, [("a", 20, 120), ("b", 0, 20)]))
+    assert [each.drop for each in found] == [20, None]
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "global"])

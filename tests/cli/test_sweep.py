@@ -279,7 +279,7 @@ CASES = {
     "list": ("--over optimizer.betas=[0.9,0.99]", "must be plain values"),
     "choice": ("--over optimizer.name=sgd,adm", "unknown optimizer 'adm'"),
     "no use": ("--over optimizer.betas=null,0.9", "optimizer.betas must be"),
-    "changes nothing": ("--over schedule.final_lr=0.1,0.2", "changes nothing"),
+    "changes nothing": ("--over schedule.final_lr=0.1,0.2", "schedule.final_lr means nothing here"),
     "no section here": ("--method ste --over progression.refresh=2,3", "progression.refresh means nothing here"),
     "twice": ("--over optimizer.lr=0.1,0.2 --over optimizer.lr=1:2", "names optimizer.lr twice"),
     "fixed": ("--lr 0.1 --over optimizer.lr=0.1,0.2", "optimizer.lr is both fixed and varied"),
