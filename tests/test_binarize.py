@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import frostbit as fb
-from frostbit.binarize import PerCall
 from frostbit.errors import UsageError
+from frostbit.nn.per_call import PerCall
 from frostbit.quantizers import hard
 from tests.nn.zoo import IMAGES, ROWS, Branching, ResNet, chain
 

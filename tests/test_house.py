@@ -22,7 +22,8 @@ ALLOWED = {
     # what a network takes when it is packed is asked of the packer
     "summarize": {"counting", "deploy", "errors", "graph", "nn", "units"},
     "signs": {"errors", "graph", "nn", "units"},
-    "binarize": {"errors", "registry", "keep", "graph", "nn", "quantizers", "units", "counting", "signs"},
+    "conversion": {"errors", "registry", "keep", "graph", "nn", "quantizers", "units", "counting", "signs"},
+    "binarize": {"errors", "registry", "keep", "graph", "nn", "quantizers", "conversion"},
     "evaluation": {"errors", "nn", "quantizers", "units"},
     "signals": {"nn", "quantizers", "units"},
     "progression": {"errors", "registry", "nn", "quantizers", "units", "signals"},
@@ -44,6 +45,7 @@ ALLOWED = {
     },
     "training": {
         *("errors", "registry", "quantizers", "nn", "keep", "graph", "units", "counting", "signs", "binarize"),
+        "conversion",
         *("evaluation", "models", "data", "progression", "optim", "signals", "analysis"),
     },
     "cli": {

@@ -4,7 +4,8 @@ from importlib import import_module
 from types import ModuleType
 
 from frostbit import analysis, data, keep, models, nn, optim, progression, quantizers
-from frostbit.binarize import Report, binarize_
+from frostbit.binarize import binarize_
+from frostbit.conversion import Report
 from frostbit.errors import RunError, UsageError
 from frostbit.evaluation import clip_latents_, hardened, hardening_distance, is_hard, recalibrate_
 from frostbit.progression import Anneal, Blockade, Moments, Progression, StoMPP, order_by

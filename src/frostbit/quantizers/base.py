@@ -146,10 +146,9 @@ class Quantizer(nn.Module):
         own = cls.__dict__.keys()
         if "F" in own and "smooth" not in own:
             cls.smooth = True
-        if "B" in own and "pull" not in own:
-            cls.pull = Quantizer.pull  # type: ignore[method-assign]
-        if own & {"F", "B", "extreme"} and "encode" not in own:
-            cls.encode, cls.decode = Quantizer.encode, Quantizer.decode  # type: ignore[method-assign]
+        for shortcut, parts in (("pull", {"B"}), ("encode", {"F", "B", "extreme"})):
+            if own & parts and shortcut not in own:
+                setattr(cls, shortcut, getattr(Quantizer, shortcut))
 
     def __init__(self, hardness: float | None = None) -> None:
         super().__init__()

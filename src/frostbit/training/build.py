@@ -12,7 +12,8 @@ from torch import nn
 
 from frostbit import data as datasets
 from frostbit import models
-from frostbit.binarize import Report, binarize_
+from frostbit.binarize import binarize_
+from frostbit.conversion import Report
 from frostbit.data import Dataset, Loader
 from frostbit.errors import UsageError
 from frostbit.progression import ORDERINGS, Anneal, Blockade, Progression, StoMPP, order_by
