@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -203,24 +203,24 @@ def units(model: nn.Module, example_input: Any = None) -> list[Unit]:
         return found
     # Paths, not objects, are remembered: they stay true after deepcopy and pickle.
     result = []
-    for path in (path for entry in record for path in entry["layers"]):
-        if not isinstance(_at(model, path), BinaryLayer):
-            raise UsageError(
-                f"the model has been changed: {path!r} is no binary layer any more. Let frostbit.units(model, "
-                "example_input=batch) look at it anew"
-            )
     for entry in record:
-        layers = [cast("BinaryLayer", model.get_submodule(path)) for path in entry["layers"]]  # it holds no others
+        layers = [_layer_at(model, path) for path in entry["layers"]]
         owner = model.get_submodule(entry["quantizer"]) if entry["quantizer"] is not None else None
         result.append(Unit(entry["name"], getattr(owner, "input_quantizer", None), layers, entry["features"]))
     return result
 
 
-def _at(model: nn.Module, path: str) -> nn.Module | None:
+def _layer_at(model: nn.Module, path: str) -> BinaryLayer:
     try:
-        return model.get_submodule(path)
+        found = model.get_submodule(path)
     except AttributeError:
-        return None
+        found = None
+    if not isinstance(found, BinaryLayer):
+        raise UsageError(
+            f"the model was changed, {path!r} is no binary layer any more: frostbit.units(model, example_input=batch) "
+            "looks at it anew"
+        )
+    return found
 
 
 def remember(model: nn.Module, found: list[Unit]) -> None:

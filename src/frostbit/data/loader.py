@@ -104,8 +104,8 @@ class Loader:
         self._first_batch = 0
         self._normalization: tuple[Tensor, Tensor] | None = None
         if len(split.input_shape) == 3:
-            channels = split.input_shape[0]
-            self._normalization = self._affine(mean or [0.0] * channels, std or [1.0] * channels)
+            zeros, ones = [0.0] * split.input_shape[0], [1.0] * split.input_shape[0]
+            self._normalization = self._affine(zeros if mean is None else mean, ones if std is None else std)
         if self._normalization is None and augment is not None and (augment.flip or augment.crop_pad):
             raise UsageError("augment changes images, found texts: leave it out")
         self._order: tuple[int, Tensor] | None = None
