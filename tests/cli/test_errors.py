@@ -13,6 +13,7 @@ RECIPE = {"arms": {"a": {"method": "ste"}, "b": None}, "train": {"epochs": 1}}
 
 CASES = {
     "command": ("trian", "unknown command 'trian': did you mean 'train'?"),
+    "option of none": ("--versoin", "unknown command '--versoin': did you mean '--version'?"),
     "option": ("train --epoch 3", "has no option '--epoch': did you mean '--epochs'?"),
     "dotted option": ("train --train.epoch 3", "did you mean '--train.epochs'?"),
     "option of another command": ("train --seeds 1", "did you mean '--seed'?"),

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         command, *rest = words
         if command not in COMMANDS:
-            raise UsageError(f"unknown command {command!r}: {nearest(command, COMMANDS)}")
+            known = ("--help", "--version") if command.startswith("-") else COMMANDS
+            raise UsageError(f"unknown command {command!r}: {nearest(command, known)}")
         module = importlib.import_module(f"frostbit.cli.{command}")
         code = int(module.run(rest))
         sys.stdout.flush()
