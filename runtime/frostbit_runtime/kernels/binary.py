@@ -62,7 +62,7 @@ class BinaryConv:
         at: Array | None = None,
         flip: Array | None = None,
         relu: bool = False,
-        pool: tuple[Any, ...] | None = None,
+        pool: tuple[Any, Any, Any, Any] | None = None,
         threads: int = 1,
     ) -> Array:
         """Return the sums, or what follows them.
@@ -91,17 +91,17 @@ class BinaryConv:
         if at is None and flip is not None:
             raise ValueError("flip: expected thresholds (at) beside it")
         if pool is not None and reals:
-            sums = pools.max_pool(self.run(x, threads=threads), *pool)
+            sums = pools.max_pool(self.run(x, threads=threads), *pool, threads=threads)
             return _finish(sums, scale, shift, residual, relu, out)
         if pool is not None and at is None:
-            return _into(out, pools.max_pool(self.run(x, threads=threads), *pool))
+            return _into(out, pools.max_pool(self.run(x, threads=threads), *pool, threads=threads))
         if at is not None and not self._layer.lined_up:  # words of signs that belong to two panels
             sums = self.run(x, pool=pool, threads=threads)
             return _into(out, pack_bool((sums >= at) != (False if flip is None else flip)))
         if pool is not None:  # a maximum crosses a threshold where one of its values does
             flips = None if flip is None else self._layer.flips(flip)
             signs = self.run(x, at=at, flip=None, threads=threads)
-            pooled = pools.max_pool(signs, *pool)
+            pooled = pools.max_pool(signs, *pool, threads=threads)
             return _into(out, pooled if flips is None else pooled ^ flips)
         laid, buffer = self._buffer(x, threads)
         layer = self._layer

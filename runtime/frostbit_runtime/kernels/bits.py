@@ -14,6 +14,7 @@ from frostbit_runtime.kernels.simd import F32, NIBBLES, PAIRS, PANEL, PLAIN, TAR
 from frostbit_runtime.kernels.threads import split
 
 Array = NDArray[Any]
+COST = 0.2  # nanoseconds a float or a word, about
 
 
 def words(channels: int) -> int:
@@ -135,7 +136,8 @@ def write_lines(out: Array, x: Array, units: int, lines: Array, form: int, threa
     """
     write = _pack_lines if x.dtype == np.float32 else _copy_lines
     flat, size = x.reshape(-1), x.shape[-1]
-    split(lambda first, last: write(flat, size, units, lines, out, form, first, last), len(lines), threads)
+    cost = COST * units * size
+    split(lambda first, last: write(flat, size, units, lines, out, form, first, last), len(lines), threads, cost)
 
 
 def pack(x: Array) -> Array:

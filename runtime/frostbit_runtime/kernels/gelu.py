@@ -12,7 +12,7 @@ from frostbit_runtime.kernels.simd import kernel
 from frostbit_runtime.kernels.threads import split
 
 Array = NDArray[Any]
-GRAIN = 4096  # values that are worth a thread
+COST = 10.0  # nanoseconds a value, about
 
 
 @kernel
@@ -28,5 +28,5 @@ def gelu(x: Array, threads: int = 1) -> Array:
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
     flat, into = x.reshape(-1), out.reshape(-1)
-    split(lambda first, last: _gelu(flat, into, first, last), x.size, threads, GRAIN)
+    split(lambda first, last: _gelu(flat, into, first, last), x.size, threads, COST)
     return out

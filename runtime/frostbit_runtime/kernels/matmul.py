@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostbit_runtime.kernels.block import REAL, REALS
+from frostbit_runtime.kernels.layer import NANOSECONDS
 from frostbit_runtime.kernels.simd import PANEL, kernel
 from frostbit_runtime.kernels.threads import split
 from frostbit_runtime.kernels.walk import GRAIN, walk
@@ -54,5 +55,6 @@ def matmul(left: Array, right: Array, threads: int = 1) -> Array:
     out = np.empty((*left.shape[:2], right.shape[2]), np.float32)
     a, b, c = (np.ascontiguousarray(stack).view(np.int32) for stack in (left, right, out))
     if out.size:
-        split(lambda first, last: _matmul(a, b, c, first, last), out.shape[0] * out.shape[1], threads, GRAIN)
+        rows, cost = out.shape[0] * out.shape[1], NANOSECONDS * out.shape[2] * left.shape[2]
+        split(lambda first, last: _matmul(a, b, c, first, last), rows, threads, cost, GRAIN)
     return out

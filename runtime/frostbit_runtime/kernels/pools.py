@@ -20,6 +20,7 @@ from frostbit_runtime.kernels.threads import split
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]
 MAXIMUM, INT_MAXIMUM, UNION, TOTAL = range(4)
+COST = 0.2  # nanoseconds an entry of the input, about
 OPERATIONS = {np.dtype(np.float32): MAXIMUM, np.dtype(np.int32): INT_MAXIMUM, np.dtype(np.uint32): UNION}
 
 
@@ -148,7 +149,8 @@ def _run(operation: int, x: Array, geometry: _Geometry, divisors: Array, threads
         channels,
     )
     pixels = x.shape[0] * len(geometry.sources)
-    split(lambda first, last: _pool(operation, *arguments, first, last), pixels, threads)
+    cost = COST * geometry.sources.shape[1] * channels
+    split(lambda first, last: _pool(operation, *arguments, first, last), pixels, threads, cost)
     return out
 
 

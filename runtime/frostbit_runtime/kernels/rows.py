@@ -13,7 +13,7 @@ from frostbit_runtime.kernels.threads import split
 from frostbit_runtime.reference.rows import EXPONENTIAL, LANES, LOWEST
 
 Array = NDArray[Any]
-GRAIN = 4096  # entries that are worth a thread
+SOFTMAX, LAYER_NORM = 2.0, 2.0  # nanoseconds an entry, about
 
 
 @kernel
@@ -97,7 +97,7 @@ def softmax(x: Array, threads: int = 1) -> Array:
     def work(first: int, last: int) -> None:
         _softmax(rows, out, np.empty(LANES, np.float32), first, last)
 
-    split(work, len(rows), threads, _rows_worth(rows))
+    split(work, len(rows), threads, SOFTMAX * rows.shape[1])
     return out.reshape(x.shape)
 
 
@@ -126,9 +126,5 @@ def layer_norm(
     def work(first: int, last: int) -> None:
         _layer_norm(rows, float(eps), by, plus, out, np.empty(LANES, np.float64), first, last)
 
-    split(work, len(rows), threads, _rows_worth(rows))
+    split(work, len(rows), threads, LAYER_NORM * width)
     return out.reshape(x.shape)
-
-
-def _rows_worth(rows: Array) -> int:
-    return int(max(1, GRAIN // max(1, rows.shape[1])))
