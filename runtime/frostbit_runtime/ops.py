@@ -70,8 +70,8 @@ def _elementwise(**attrs: Attr) -> OpType:
     return OpType((NUMBER,), shapes.same(), attrs)
 
 
-def _binary() -> OpType:
-    return OpType((NUMBER, NUMBER), shapes.broadcast, {}, {"other": _OPTIONAL}, fewest=1)
+def _binary(kinds: frozenset[str] = NUMBER) -> OpType:
+    return OpType((kinds, kinds), shapes.broadcast, {}, {"other": _OPTIONAL}, fewest=1)
 
 
 OPS: dict[str, OpType] = {
@@ -88,9 +88,9 @@ OPS: dict[str, OpType] = {
     "threshold": OpType(
         (INT,), shapes.per_channel("sign", "at", "flip"), _AXIS, {"at": Role(SUMS), "flip": Role(BITS)}
     ),
-    "add": _binary(),
+    "add": _binary(ANY),
     "sub": _binary(),
-    "mul": _binary(),
+    "mul": _binary(ANY),
     "relu": _elementwise(),
     "prelu": OpType((NUMBER,), shapes.per_channel("real", "slope"), _AXIS, {"slope": Role(REALS)}),
     "clip": _elementwise(min=optional(REAL), max=optional(REAL)),
@@ -119,5 +119,7 @@ OPS: dict[str, OpType] = {
         (ANY,), reshaping.crop_like, {**_AXIS, "reference_axis": integer()}, {"value": Role((*REALS, *SUMS))}
     ),
     "matmul": OpType((NUMBER, NUMBER), shapes.matmul),
+    "differs": OpType((INDEX,), shapes.same("index"), {"value": integer()}),
+    "cumsum": OpType((INDEX,), shapes.same("index"), _AXIS),
     "embedding": OpType((INDEX,), reshaping.embedding, {}, {"weight": Role(REALS)}),
 }

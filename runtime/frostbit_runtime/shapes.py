@@ -169,10 +169,12 @@ def same(kind: str = "real") -> Any:
 
 
 def broadcast(values: Values, attrs: Attrs, specs: Specs) -> Value:
-    """Two values, or one value and the role ``other``, by numpy's rules."""
+    """Two values, or one value and the role ``other``, by numpy's rules; indices go with indices alone."""
     require((len(values) == 2) != ("other" in specs), "needs two inputs, or one input and the role 'other'")
     left, right = values[0].shape, values[1].shape if len(values) == 2 else specs["other"].shape
-    return Value("real", _broadcast(left, right))
+    kinds = [value.kind for value in values] + ["real"] * len(specs)
+    require("index" not in kinds or kinds == ["index", "index"], f"cannot combine {' and '.join(kinds)}")
+    return Value("index" if "index" in kinds else "real", _broadcast(left, right))
 
 
 def _broadcast(left: Shape, right: Shape) -> Shape:

@@ -283,15 +283,25 @@ def extend(b: Builder, rng: random.Random, kind: str, x: str, values: list[str])
 
 
 def token_net(seed=0, width=32, heads=2, vocabulary=20, classes=3):
-    """A small transformer over any number of tokens, its dense layers binary."""
+    """A small transformer over any number of tokens, of which 1 is padding; its dense layers are binary."""
     b = Builder(np.random.default_rng(seed))
     tokens = b.input((None, None), "int64")
     x = b.op("embedding", tokens, weight=b.reals(vocabulary, width, encoding="int8"))
     place = b.op("crop_like", x, attrs={"axis": 1, "reference_axis": 1}, value=b.reals(1, 12, width))
-    x = b.op("layer_norm", b.op("add", x, place), attrs={"axes": 1, "eps": 1e-5}, weight=b.reals(width))
+    mask = b.op("differs", tokens, attrs={"value": 1})
+    counted = b.op("mul", b.op("cumsum", mask, attrs={"axis": 1}), mask)
+    one = b.op("expand_like", tokens, value=(np.ones((1, 1), np.int32), "int16"))
+    counted = b.op("embedding", b.op("add", counted, one), weight=b.reals(14, width))
+    x = b.op("add", b.op("add", x, place), counted)
+    x = b.op("layer_norm", x, attrs={"axes": 1, "eps": 1e-5}, weight=b.reals(width))
     split, q, k, v = {"shape": [0, 0, heads, width // heads]}, *(_project(b, x, width) for _ in range(3))
     q, k, v = (b.op("permute", b.op("reshape", y, attrs=split), attrs={"axes": [0, 2, 1, 3]}) for y in (q, k, v))
     scores = b.op("matmul", q, b.op("permute", k, attrs={"axes": [0, 1, 3, 2]}))
+    table = np.array([[-np.inf], [0.0]], np.float32), "float32"
+    bias = b.op("squeeze", b.op("embedding", mask, weight=table), attrs={"axis": 2})
+    for axis in (1, 2):
+        bias = b.op("expand_dims", bias, attrs={"axis": axis})
+    scores = b.op("add", scores, bias)
     y = b.op("matmul", b.op("softmax", scores, attrs={"axis": -1}), v)
     y = b.op("reshape", b.op("permute", y, attrs={"axes": [0, 2, 1, 3]}), attrs={"shape": [0, 0, width]})
     x = b.op("add", x, _project(b, y, width))

@@ -81,6 +81,11 @@ def one_op(kind, shape=(None, 4, 6, 6), attrs=None, **tensors):
     return b.program(b.op(kind, x, attrs=attrs, **tensors))
 
 
+def index_op(kind, attrs=None, **tensors):
+    b = Builder(np.random.default_rng(0))
+    return b.program(b.op(kind, b.input((None, None), "int64"), attrs=attrs, **tensors))
+
+
 def bits(*shape):
     return np.ones(shape, np.int8), "bits"
 
@@ -219,6 +224,11 @@ FAULTS = [
     (lambda: one_op("layer_norm", attrs={"axes": 4, "eps": 1e-5}), "leave no batch"),
     (lambda: one_op("layer_norm", attrs={"axes": 1, "eps": 0}), "'eps' must be a number > 0, found 0"),
     (lambda: one_op("gelu", attrs={"approximate": "Tanh"}), "'approximate' must be one of 'none', 'tanh'"),
+    (lambda: one_op("differs", attrs={"value": 1}), "must be index, found real"),
+    (lambda: one_op("cumsum", attrs={"axis": 1}), "must be index, found real"),
+    (lambda: index_op("differs", attrs={"value": 0.5}), "'value' must be an integer, found 0.5"),
+    (lambda: index_op("cumsum", attrs={"axis": 2}), "axis 2 does not exist in 2 dimensions"),
+    (lambda: index_op("add", other=floats(1)), "cannot combine index and real"),
     (lambda: one_op("embedding", weight=floats(3, 3)), "must be index, found real"),
 ]
 

@@ -194,6 +194,22 @@ def test_samples_do_not_see_each_other(make):
         np.testing.assert_array_equal(interpret(program, x[i : i + 1]), together[i : i + 1])
 
 
+def test_indices_are_compared_counted_and_combined():
+    tokens = np.array([[7, 1, 1, 9], [1, 3, 4, 5]])
+    mask = FUNCTIONS["differs"]([tokens], {"value": 1}, {})
+    counted = FUNCTIONS["mul"]([FUNCTIONS["cumsum"]([mask], {"axis": 1}, {}), mask], {}, {})
+    big = FUNCTIONS["add"]([np.array([2**53]), np.array([1])], {}, {})  # no float holds it
+    assert (mask.tolist(), counted.tolist()) == ([[1, 0, 0, 1], [0, 1, 1, 1]], [[1, 0, 0, 2], [0, 1, 2, 3]])
+    assert (mask.dtype, counted.dtype, big.tolist()) == (np.int64, np.int64, [2**53 + 1])
+
+
+def test_padding_changes_nothing():
+    program, tokens = token_net(), np.array([[5, 0, 7]])
+    padded = np.array([[5, 0, 7, 1, 1]])
+    np.testing.assert_array_equal(interpret(program, padded), interpret(program, tokens))
+    assert (interpret(program, np.array([[5, 0, 7, 2, 2]])) != interpret(program, tokens)).any()
+
+
 def test_any_number_of_tokens():
     program = token_net()
     tokens = np.arange(10).reshape(2, 5)

@@ -47,6 +47,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("export", ["export_onnx", "export_qonnx"])
+def test_encoders_of_padded_texts(export: str, tmp_path: Path) -> None:
+    pytest.importorskip("qonnx")
+    model, ids = zoo.encoder(tmp_path / "checkpoint", "Roberta", 1)
+    assert getattr(fb.deploy, export)(model, ids, tmp_path / "net.onnx").parity.agreement == 1
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_agrees_at_any_batch(case: str, tmp_path: Path) -> None:
     model, x = CASES[case]()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import frostbit as fb
 from frostbit.models.factory import MODELS
+from tests.texts import VOCABULARY, write_checkpoint
 
 #: odd sizes where the network allows
 SIZES = {"binarynet": 19, "mlp": 5, "resnet8": 9, "resnet10": 13, "xnornet": 57, "vit_tiny": 12}
@@ -52,6 +55,20 @@ def ready(name: str, placement: str = "input", **options: Any) -> tuple[nn.Modul
     x = batch_for(model)
     fb.binarize_(model, placement=placement, example_input=x, min_binary_macs=0, **options)
     return look_trained(model, x).eval(), x
+
+
+def encoder(folder: Path, kind: str, padding: int) -> tuple[nn.Module, Tensor]:
+    """A tiny binary `bert` of some family, with padded texts."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = fb.models.create("bert", checkpoint=str(write_checkpoint(folder, kind)), num_classes=3)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter)
+    ids = torch.randint(5, len(VOCABULARY), (5, 9))
+    ids[1, 6:] = ids[3, 2:] = padding
+    fb.binarize_(model, example_input=ids, min_binary_macs=0, weight_scale="mean_abs")
+    return model.eval(), ids
 
 
 class Functional(nn.Module):

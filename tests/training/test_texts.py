@@ -156,5 +156,9 @@ def test_commands_take_texts_as_they_take_images(place, tmp_path, monkeypatch, c
     frostbit("summary words.yaml --arm ste")
     assert "12 layers binary" in capsys.readouterr().out
     frostbit("inspect x/ste-seed0")
+    frostbit("export x/ste-seed0 --samples 24")
+    assert "100.0% of 24 samples agree with the hardened model" in capsys.readouterr().out
+    assert main(["predict", "x/ste-seed0/net.safetensors", "a.png"]) == 2
+    assert "reads texts as indices of tokens, and this command reads images" in capsys.readouterr().err
     frostbit("sweep words.yaml --arm ste --over optimizer.lr=0.01,0.1 --out s --quiet")
     assert "best of 2 trials" in capsys.readouterr().out

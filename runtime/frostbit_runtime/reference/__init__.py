@@ -55,6 +55,8 @@ FUNCTIONS: dict[str, Function] = {
     "expand_like": moving.expand_like,
     "crop_like": moving.crop_like,
     "matmul": sums.matmul,
+    "differs": elementwise.differs,
+    "cumsum": moving.cumsum,
     "embedding": moving.embedding,
 }
 

@@ -52,7 +52,8 @@ def threshold(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
 
 
 def _two(inputs: Inputs, tensors: Tensors) -> tuple[Array, Array]:
-    return real(inputs[0]), real(inputs[1] if len(inputs) == 2 else tensors["other"])
+    left, right = inputs[0], inputs[1] if len(inputs) == 2 else tensors["other"]
+    return (left, right) if left.dtype == right.dtype == np.int64 else (real(left), real(right))  # indices stay whole
 
 
 def add(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
@@ -71,6 +72,11 @@ def mul(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     """Product of two values, or of one and ``other``."""
     left, right = _two(inputs, tensors)
     return np.asarray(left * right)
+
+
+def differs(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """1 where an index is another than ``value``, else 0."""
+    return np.where(inputs[0] == attrs["value"], np.int64(0), np.int64(1))
 
 
 def relu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:

@@ -65,6 +65,11 @@ def crop_like(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     return np.ascontiguousarray(value[tuple(index)])
 
 
+def cumsum(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
+    """Each index plus all before it along an axis."""
+    return np.cumsum(inputs[0], axis=attrs["axis"])
+
+
 def embedding(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     """Rows of the table."""
     (index,), weight = inputs, tensors["weight"]

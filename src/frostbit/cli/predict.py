@@ -80,6 +80,11 @@ def load(path: str) -> Network:
         network = frostbit_runtime.load(path)
     except frostbit_runtime.FileError as error:
         raise UsageError(str(error)) from None
+    if any(item.dtype == "int64" for item in network.inputs):
+        raise UsageError(
+            f"{path!r} reads texts as indices of tokens, and this command reads images: "
+            "frostbit_runtime.load(FILE)(ids) runs it"
+        )
     if network.info.get("preprocess") is None or len(network.inputs) != 1:
         raise UsageError(f"{path!r} does not say how an image becomes its input: it was saved without preprocess=")
     return network

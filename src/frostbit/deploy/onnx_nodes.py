@@ -263,6 +263,15 @@ def _embedding(w: Writer, x: Inputs, attrs: Attrs, tensors: Tensors, out: str) -
     w.node("Gather", [w.weight(tensors["weight"]), *x], out)
 
 
+def _cumsum(w: Writer, x: Inputs, attrs: Attrs, tensors: Tensors, out: str) -> None:
+    w.node("CumSum", [*x, w.constant(np.int64(attrs["axis"]))], out)
+
+
+def _differs(w: Writer, x: Inputs, attrs: Attrs, tensors: Tensors, out: str) -> None:
+    other = w.node("Not", [w.node("Equal", [*x, w.constant(np.int64(attrs["value"]))])])
+    w.node("Cast", [other], out, attrs={"to": 7})  # to int64
+
+
 def _sign(w: Writer, x: Inputs, attrs: Attrs, tensors: Tensors, out: str) -> None:
     w.sign(x[0], out)
 
@@ -299,5 +308,7 @@ HANDLERS: dict[str, Handler] = {
     "pad": _pad,
     "expand_like": _expand_like,
     "crop_like": _crop_like,
+    "cumsum": _cumsum,
+    "differs": _differs,
     "embedding": _embedding,
 }

@@ -165,5 +165,7 @@ FUNCTIONS: dict[str, Function] = {
     "pad": lambda x, attrs, tensors: F.pad(x[0], _sides(attrs["padding"]), value=attrs["value"]),
     "expand_like": _expand_like,
     "crop_like": _crop_like,
+    "cumsum": lambda x, attrs, tensors: x[0].cumsum(attrs["axis"]),
+    "differs": lambda x, attrs, tensors: (x[0] != attrs["value"]).long(),
     "embedding": lambda x, attrs, tensors: F.embedding(x[0], tensors["weight"]),
 }

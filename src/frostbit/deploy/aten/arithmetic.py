@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostbit.deploy.lower import Lowering, UnsupportedError, handles
-from frostbit.deploy.values import Partial, Value
+from frostbit.deploy.lower import Lowering, UnsupportedError, constant, handles
+from frostbit.deploy.values import Kind, Partial, Value
 
 aten = torch.ops.aten
 
@@ -20,8 +20,12 @@ def add(low: Lowering, x: Any, y: Any, alpha: float = 1) -> Value:
     """``x + alpha · y``."""
     y = _times(low, y, alpha)
     if isinstance(x, Value) and isinstance(y, Value):
-        return low.emit("add", [x, y])
+        return low.emit("add", [x, y], kind=_both(x, y))
     return _with_constant(low, "add", *_value_first(x, y), torch.add)
+
+
+def _both(x: Value, y: Value) -> Kind:
+    return "index" if x.kind == y.kind == "index" else "real"
 
 
 @handles(aten.sub.Tensor, aten.sub.Scalar)
@@ -48,7 +52,7 @@ def neg(low: Lowering, x: Any) -> Value:
 def mul(low: Lowering, x: Any, y: Any) -> Value:
     """``x · y``."""
     if isinstance(x, Value) and isinstance(y, Value):
-        return low.emit("mul", [x, y])
+        return low.emit("mul", [x, y], kind=_both(x, y))
     return _with_constant(low, "mul", *_value_first(x, y), torch.mul)
 
 
@@ -86,6 +90,12 @@ def _with_constant(
     low: Lowering, operation: str, x: Value, c: Any, torchs: Callable[[Tensor, Tensor], Tensor]
 ) -> Value:
     """Return ``x`` plus or times a constant: an affine map for one number, or for one number per channel."""
+    if x.kind == "index":
+        one = constant(c, "number") if isinstance(c, Partial) else torch.as_tensor(c)
+        if one.numel() != 1 or one.is_floating_point():
+            raise UnsupportedError("indices can be combined with whole numbers and other indices alone")
+        repeated = Partial(one.reshape([1] * x.rank), (x.shape[0], *[1] * (x.rank - 1)))
+        return low.emit(operation, [x, repeated], kind="index")
     if isinstance(c, Partial):
         # what is only repeated broadcasts by itself
         shape = tuple(1 if n == 1 else size for n, size in zip(c.full.shape, c.shape, strict=True))
@@ -106,6 +116,15 @@ def _channel_axis(x: Value, c: Tensor) -> int | None:
     axes = [axis - c.dim() + x.rank for axis, size in enumerate(c.shape) if size != 1]
     fits = c.dim() <= x.rank and len(axes) == 1 and axes[0] > 0 and x.shape[axes[0]] == c.numel()
     return axes[0] if fits else None
+
+
+@handles(aten.cumsum.default)
+def cumsum(low: Lowering, x: Any, axis: int, **_: Any) -> Value:
+    """Running sums of indices, as RoBERTa counts its positions."""
+    value = low.value(x)
+    if value.kind != "index":
+        raise UnsupportedError("it adds up real numbers one by one")
+    return low.emit("cumsum", [value], {"axis": axis % value.rank}, kind="index")
 
 
 @handles(aten.mean.dim)

@@ -62,6 +62,15 @@ def arange(low: Lowering, *args: Any, **_: Any) -> Partial:
     return Partial(torch.arange(_LONGEST), low.shape)
 
 
+@handles(aten.gather.default)
+def gather(low: Lowering, table: Any, *_: Any, **__: Any) -> Partial:
+    """Entries of a constant that are all the same, wherever they are picked from."""
+    full = table.full if isinstance(table, Partial) else constant(table, "table")
+    if bool((full != full.flatten()[0]).any()):
+        raise UnsupportedError("it picks entries one by one")
+    return Partial(full.flatten()[:1].reshape([1] * len(low.shape)), low.shape)
+
+
 @handles(aten.embedding.default)
 def embedding(low: Lowering, weight: Any, index: Any, *_: Any) -> Any:
     """Rows of a table."""
@@ -77,6 +86,15 @@ def look_up(low: Lowering, mask: Value, no: float, yes: float) -> Value:
     table = torch.tensor([[no], [yes]])
     column = low.emit("embedding", [mask], {}, {"weight": table}, shape=(*mask.shape, 1))
     return low.emit("squeeze", [column], {"axis": mask.rank}, shape=mask.shape)
+
+
+@handles(aten.ne.Scalar)
+def differs(low: Lowering, x: Any, number: float) -> Value:
+    """A mask: where an index is not that of the padding."""
+    value = low.value(x)
+    if value.kind != "index":
+        raise UnsupportedError("it compares real numbers for equality")
+    return low.emit("differs", [value], {"value": int(number)}, kind="index")
 
 
 @handles(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
