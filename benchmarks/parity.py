@@ -273,7 +273,7 @@ def main() -> None:
         start = time.perf_counter()
         if case.model == "bert":
             about = {"tokenizer": options.checkpoint, "length": case.size}
-            samples = data.load("sst2", options.texts, **about, **limits)
+            samples = data.load("sst2", options.texts, **about, limit_train=options.train)  # 872 are all there is
         else:
             of_data = {} if options.data == "digits" else limits
             samples = data.load(options.data, options.path, size=case.size, **of_data)

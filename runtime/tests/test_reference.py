@@ -1,6 +1,7 @@
 """The definitions: sums in the stated order, one rounding a term, torch's semantics."""
 
 import itertools
+import math
 import random
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from frostbit_runtime import InputError, interpret
 from frostbit_runtime.reference import FUNCTIONS
+from frostbit_runtime.reference.elementwise import erf
 from frostbit_runtime.reference.sums import fma
 from programs import Builder, binarynet, conv_attrs, residual_net, token_net
 
@@ -160,6 +162,17 @@ def test_as_torch(seed):
             continue
         found = FUNCTIONS[kind]([value], own, tensors)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 if "binary" not in kind else 0)
+
+
+def test_the_error_function_is_that_of_the_c_library():
+    z = np.linspace(-9, 9, 200_001)
+    exact = np.array([math.erf(each) for each in z])
+    np.testing.assert_allclose(erf(z), exact, rtol=0, atol=2e-8)
+    inside = np.abs(z) < 4
+    np.testing.assert_allclose(erf(z)[inside], exact[inside], rtol=1e-10, atol=0)
+    np.testing.assert_allclose(erf(z)[inside], exact[inside], rtol=0, atol=8e-12)
+    assert (erf(z).astype(np.float32) == exact.astype(np.float32)).mean() > 0.999  # where GELU becomes -0.0, foremost
+    assert (np.diff(erf(z)) >= -1e-15).all()
 
 
 def test_elementwise_as_torch():

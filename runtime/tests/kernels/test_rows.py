@@ -47,6 +47,15 @@ def test_a_row_is_summed_in_lanes(n: int, dtype: Any, seed: int) -> None:
 
 
 @examples
+@given(st.integers(1, 300), st.sampled_from([1e-30, 1e-3, 1, 4, 6, 1e30]), st.integers(1, 3), seeds)
+def test_gelu_equals_the_reference_bit_for_bit(n: int, size: float, threads: int, seed: int) -> None:
+    x = (np.random.default_rng(seed).standard_normal((2, n)) * size).astype(np.float32)
+    x.flat[:: n // 3 + 1] = -0.0
+    y = kernels.gelu(x, threads)
+    np.testing.assert_array_equal(bits(y), bits(FUNCTIONS["gelu"]([x], {"approximate": "none"}, {})))
+
+
+@examples
 @given(
     st.integers(1, 30), st.integers(1, 70), st.sampled_from([0, 1e-3, 1, 40, 1e30]),
     st.sets(st.sampled_from([-np.inf, np.finfo(np.float32).min, -0.0])), st.integers(1, 3), seeds,

@@ -162,19 +162,22 @@ def main(request: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     from frostbit_runtime import read
 
-    inputs = read(request["file"]).inputs
+    program = read(request["file"])
     images = np.load(request["images"]) if request.get("images") else None
 
     def arrays(batch: int) -> list[Any]:
         if images is not None:
             return [images[np.arange(batch) % len(images)]]
-        generator = np.random.default_rng(0)
-        shapes = [(batch, *(size or 64 for size in item.shape[1:])) for item in inputs]
-        kinds = [item.dtype for item in inputs]
-        return [
-            generator.standard_normal(shape).astype(np.float32) if kind == "float32" else np.zeros(shape, np.int64)
-            for shape, kind in zip(shapes, kinds, strict=True)
-        ]
+        generator, found = np.random.default_rng(0), []
+        for item in program.inputs:
+            shape = (batch, *(size or 64 for size in item.shape[1:]))
+            rows = [len_of(op) for op in program.ops if op.kind == "embedding" and item.name in op.inputs]
+            noise = generator.standard_normal(shape).astype(np.float32)
+            found.append(noise if item.dtype == "float32" else generator.integers(0, min(rows, default=1), shape))
+        return found
+
+    def len_of(op: Any) -> int:
+        return int(program.tensors[op.tensors["weight"]].shape[0])
 
     run = ENGINES[request["engine"]](request["file"], request["threads"], arrays)
     found = {}

@@ -30,13 +30,13 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """``softmax(q kᵀ · scale + mask) v``."""
+    """``softmax(q · scale kᵀ + mask) v``."""
     if dropout or enable_gqa:
         raise UnsupportedError("dropout and grouped queries have no counterpart")
     q, k = low.value(query), low.value(key)
-    scores = matmul(low, q, permute(low, k, [*range(k.rank - 2), k.rank - 1, k.rank - 2]))
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = low.affine(scores, None, torch.tensor(factor, dtype=torch.float64), None)
+    q = low.affine(q, None, torch.tensor(factor, dtype=torch.float64), None)  # fewer entries than the scores have
+    scores = matmul(low, q, permute(low, k, [*range(k.rank - 2), k.rank - 1, k.rank - 2]))
     if is_causal:
         if not all(isinstance(size, int) for size in scores.shape[-2:]):
             raise UnsupportedError("a causal mask needs a fixed sequence length")
