@@ -90,4 +90,6 @@ def _encode(tensor: Tensor, role: str, encoding: str, weight: bool) -> Stored:
     array = array.astype(np.float32)
     if encoding == "float16" and (tensor.dim() == 0 or (np.abs(array) > _LARGEST_HALF).any()):
         encoding = "float32"
+    if encoding == "int8" and not np.isfinite(array).all():  # what a padding mask adds
+        encoding = "float32"
     return Stored.encode(array, encoding)
