@@ -52,7 +52,7 @@ $(VENV)-lce/lce: benchmarks/lce.txt
 bench-deploy: $(VENV)/dev $(VENV)-lce/lce  ## kernels and packed networks beside torch, onnxruntime and larq-compute-engine
 	cd benchmarks && ../$(BIN)/python kernels.py && ../$(BIN)/python deploy.py --lce ../$(VENV)-lce/bin/python
 
-parity: $(VENV)/dev  ## train every family a little, pack it, hold it against torch and numpy; DATA="--data cifar10 --path FOLDER"
+parity: $(VENV)/dev  ## train every family a little, pack it, hold it against torch and numpy; DATA="--data cifar10 --path FOLDER --texts FOLDER"
 	cd benchmarks && ../$(BIN)/python parity.py $(DATA)
 
 $(VENV)-peers/peers: constraints.txt benchmarks/peers.txt

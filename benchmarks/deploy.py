@@ -3,10 +3,10 @@
 BinaryNet on 32x32 images, Bi-Real-18 and a small vision transformer on 224x224, and a BERT of 6 layers of width 384 on
 64 tokens, with fresh weights: time does not depend on them. The neighbours run the network as it was before it became
 binary, in float32 and, in onnxruntime, as int8 (static quantization, calibrated on crops of two photographs, or on
-random tokens). Goals, for one core with AVX-512 VPOPCNTDQ, batch 1: BinaryNet 18 times faster than onnxruntime's float32 and 5 times faster than its int8, Bi-Real-18 6 and 1.7 times; files
-below 2 and 4.3 MB, 3.0 MB with float16 for the rest; a second process ready in 1.5 s. Where scipy is installed, numba
-loads its linear algebra whether or not it is asked for: a second row times the process as it is beside the runtime
-alone.
+random tokens). Goals, for one core with AVX-512 VPOPCNTDQ, batch 1: BinaryNet 18 times faster than onnxruntime's
+float32 and 5 times faster than its int8, Bi-Real-18 6 and 1.7 times; files below 2 and 4.3 MB, 3.0 MB with float16 for
+the rest; a second process ready in 1.5 s. Where scipy is installed, numba loads its linear algebra whether or not it is
+asked for: a second row times the process as it is beside the runtime alone.
 
 `--lce PYTHON`, an interpreter with larq-compute-engine, adds that one for the convolutional networks, made by
 `deploy_lce.py`.

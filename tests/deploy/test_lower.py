@@ -194,6 +194,8 @@ REFUSED = {
     "branch": (lambda y: y if y.sum() > 0 else -y, "torch cannot export Calls"),
     "constant": (lambda y: torch.ones(3), "returns nothing that depends on its input"),
     "power": (lambda y: y**3, "its exponent is 3"),
+    "unequal": (lambda y: (y != 0).float(), "it compares real numbers for equality"),
+    "running sum": (lambda y: y.cumsum(1), "it adds up real numbers one by one"),
 }
 
 
@@ -202,6 +204,38 @@ def test_what_cannot_be_packed_is_named_with_what_to_do(case: str) -> None:
     function, words = REFUSED[case]
     with pytest.raises(fb.UsageError, match=words):
         lowered(Calls(function), torch.randn(4, 6))
+
+
+class Indexed(nn.Module):
+    """An embedding of what becomes of indices."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.table, self.function = nn.Embedding(50, 4), function
+        self.register_buffer("order", torch.arange(50)[None])
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.table(self.function(ids, self.order))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda ids, order: order.expand(len(ids), -1).gather(1, ids), "it picks entries one by one"),
+        (lambda ids, order: ids + order[:, :7], "indices can be combined with whole numbers and other indices alone"),
+        (lambda ids, order: (ids * 0.5).long(), "indices can be combined with whole numbers"),
+    ],
+)
+def test_what_becomes_of_indices_is_limited(function: Any, words: str) -> None:
+    with pytest.raises(fb.UsageError, match=words):
+        lowered(Indexed(function), torch.randint(20, (4, 7)))
+
+
+def test_indices_are_compared_counted_and_combined() -> None:
+    model = Indexed(lambda ids, order: ((ids != 3).cumsum(1) * (ids != 3) + ids * 2) + 1)
+    assert set(kinds(lowered(model, torch.randint(20, (4, 7))))) == {
+        "differs", "cumsum", "mul", "add", "expand_like", "embedding",
+    }  # fmt: skip
 
 
 def test_len_and_negative_indices_are_sizes_and_bounds() -> None:
