@@ -80,6 +80,13 @@ def test_a_run_folder_tells_the_truth(tiny, tmp_path):
     assert (resolved["model"]["num_classes"], resolved["derived"]["steps"]) == (10, 16)
 
 
+def test_the_last_step_has_a_row_of_its_own(tiny, tmp_path):
+    result = train(tiny(**{"train.record_every": 7}), arm="a", seed=0, folder=tmp_path)
+    steps = rows(tmp_path / "metrics_steps.csv")
+    assert [row["step"] for row in steps] == [7, 14, 20]
+    assert all(steps[-1][unit] == 1 for unit, *_ in result["windows"])
+
+
 def test_train_accuracy_covers_the_epochs_since_the_last_row(tiny, tmp_path):
     rarely = train(tiny("ste", **{"train.eval_every": 2}), arm="a", seed=0, folder=tmp_path / "a")["curve"]
     often = train(tiny("ste"), arm="a", seed=0, folder=tmp_path / "b")["curve"]

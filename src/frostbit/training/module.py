@@ -82,6 +82,11 @@ class TrainingModule(L.LightningModule):
         self._test_loaders: dict[int, Loader] = {}
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.recipe.train.epochs * self.steps_per_epoch
+
+    @property
     def seconds(self) -> float:
         """Seconds of work so far, including those before a resume."""
         return self.seconds_before + time.perf_counter() - self._started
@@ -131,8 +136,7 @@ class TrainingModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Look at whether the flip rule's memory fits the run."""
         if self.flips is not None:
-            steps = self.recipe.train.epochs * self.steps_per_epoch
-            self.flips.check_memory(steps, self.recipe.optimizer.gamma_end, tell=self.global_rank == 0)
+            self.flips.check_memory(self.total_steps, self.recipe.optimizer.gamma_end, tell=self.global_rank == 0)
 
     def on_train_epoch_end(self) -> None:
         """Look for layers whose weights flip too rarely or too often; runs before the checkpoint is written."""
@@ -165,7 +169,7 @@ class TrainingModule(L.LightningModule):
         if self.recorder is not None:
             self.recorder.attach(optimizer, getattr(self.trainer.precision_plugin, "scaler", None))
         self.flips = FlipWatch.over(self.net, optimizer, self.record)
-        total = config.train.epochs * self.steps_per_epoch
+        total = self.total_steps
 
         def factor(step: int) -> float:
             return lr_factor(config.schedule, config.optimizer.lr, step, self.steps_per_epoch, total)
@@ -194,10 +198,10 @@ class TrainingModule(L.LightningModule):
         return loss if loss.requires_grad else loss.detach().requires_grad_()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write a row of the saw-tooth every ``train.record_every`` steps."""
-        step, every = self.global_step, self.recipe.train.record_every
+        """Write a row of the saw-tooth every ``train.record_every`` steps, and one after the last."""
+        step = self.global_step
         last = self.record.steps[-1]["step"] if self.record.steps else 0
-        if step == last or step % every:
+        if step == last or (step % self.recipe.train.record_every and step != self.total_steps):
             return
         self.check_losses()
         loss, accuracy = self.record.since_row.means(self.sum_over_ranks)
