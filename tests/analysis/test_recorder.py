@@ -3,6 +3,7 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -156,8 +157,14 @@ def test_the_file_is_the_table(tmp_path):
     table = run.recorder.to_pandas()
     assert read["unit"].astype(str).tolist() == table["unit"].tolist() == [u.name for u in fb.units(run.model)] * 2
     assert read["depth"].tolist() == table["depth"].tolist()
+    run.recorder.save(tmp_path / "units.csv")
+    text = pandas.read_csv(tmp_path / "units.csv")
+    assert text["unit"].tolist() == table["unit"].tolist()
     for figure in FIGURES:
         assert read[figure].equals(table[figure])
+        np.testing.assert_allclose(text[figure], table[figure], rtol=1e-5)
+    with pytest.raises(fb.UsageError, match=r"saved as \.parquet or \.csv, found 'units\.txt'"):
+        run.recorder.save(tmp_path / "units.txt")
 
 
 def test_wrong_use_is_one_sentence():

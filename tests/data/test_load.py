@@ -74,6 +74,12 @@ def test_digits_are_fixed_stratified_and_scaled_to_bytes() -> None:
     assert torch.equal(data.load("digits").test.inputs, digits.test.inputs)
 
 
+def test_a_data_set_is_printed_by_its_sizes() -> None:
+    digits = data.load("digits", limit_train=50)
+    assert repr(digits.train) == "Split(50 samples of (1, 8, 8))"
+    assert len(repr(digits)) < 400
+
+
 def test_mean_and_std_are_those_of_the_training_images_in_use() -> None:
     digits = data.load("digits", limit_train=300, val_fraction=0.2)
     unit = digits.train.inputs.double() / 255

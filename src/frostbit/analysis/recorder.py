@@ -158,8 +158,18 @@ class Recorder:
         return file.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Write the record as a parquet file, for ``pandas.read_parquet(path)``; see `columns`."""
-        Path(path).write_bytes(self.to_parquet())
+        """Write the record as its ending says: ``.parquet``, for ``pandas.read_parquet(path)``, or ``.csv``.
+
+        Raises:
+            UsageError: another ending.
+        """
+        path = Path(path)
+        if path.suffix not in (".parquet", ".csv"):
+            raise UsageError(f"a record is saved as .parquet or .csv, found {path.name!r}")
+        if path.suffix == ".csv":
+            self.to_pandas().to_csv(path, index=False)
+        else:
+            path.write_bytes(self.to_parquet())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record and what a resumed run needs to end with the same one."""

@@ -20,7 +20,7 @@ STREAMED = ("imagenet",)
 """Data sets too large to be held in memory."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """What a network reads, in memory, and the labels.
 
@@ -35,6 +35,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} samples of {self.input_shape})"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def box_pixels(width: int, height: int, box: Sequence[float] | None) -> tuple[fl
     return left, upper, left + across, upper + down
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StreamSplit:
     """Images that stay encoded until a batch needs them, and their labels.
 
@@ -72,6 +72,9 @@ class StreamSplit:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"StreamSplit({len(self)} samples of {self.input_shape})"
 
     @property
     def labels(self) -> Tensor:
