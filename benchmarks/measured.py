@@ -116,14 +116,15 @@ HEADLINES = (
         "x torch",
     ),
     *(
-        (f"{engine} / packed {title}, one image", "deploy", (network, engine, 1, 1), "x runtime")
-        for network, title in (
-            ("binarynet at 32", "BinaryNet"),
-            ("bireal18 at 224", "Bi-Real-18"),
-            ("vit_small at 224", "ViT-small"),
+        (f"{engine} / packed {title}, {input_}", "deploy", (network, engine, 1, 1), "x runtime")
+        for network, title, input_, attends in (
+            ("binarynet at 32", "BinaryNet", "one image", False),
+            ("bireal18 at 224", "Bi-Real-18", "one image", False),
+            ("vit_small at 224", "ViT-small", "one image", True),
+            ("bert at 64", "BERT (6 layers of 384)", "64 tokens", True),
         )
         for engine in ("onnxruntime float32", "onnxruntime int8", "larq-compute-engine 0.16.0")
-        if (title, engine[:4]) != ("ViT-small", "larq")  # it has no attention
+        if not (attends and engine.startswith("larq"))  # it has no attention
     ),
 )
 
