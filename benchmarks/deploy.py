@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import report
+from harness import cpu_name, place, report
 from torch import Tensor, nn
 
 import frostbit as fb
@@ -229,9 +229,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.5, help="how long each figure is measured")
     parser.add_argument("--lce", help="Python interpreter with larq-compute-engine and larq")
+    known = [case.model for case in CASES]
+    parser.add_argument("--only", nargs="+", choices=known, default=known, help="the others keep the rows on file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report("deploy", [r for case in CASES for r in rows_of(case, [1, 2], [1, 64], options.seconds, options.lce)])
+    rows: list[Row] = []
+    filed = place("deploy", cpu_name())
+    for case in CASES:
+        if case.model in options.only:
+            rows += rows_of(case, [1, 2], [1, 64], options.seconds, options.lce)
+        elif filed.exists():
+            rows += [r for r in json.loads(filed.read_text())["rows"] if r["network"] == f"{case.model} at {case.size}"]
+    report("deploy", rows)
 
 
 if __name__ == "__main__":
