@@ -268,7 +268,8 @@ def main() -> None:
     limits = {"limit_train": options.train, "limit_test": options.test}
     cases, rows = list(CASES), list[Row]()
     if options.texts:
-        cases.append(Case("bert", 31, {"checkpoint": options.checkpoint}, SCALED, rate=1e-4))
+        # first: a folder or a checkpoint that is not there shows before anything was trained
+        cases.insert(0, Case("bert", 31, {"checkpoint": options.checkpoint}, SCALED, rate=1e-4))
     for case in cases:
         start = time.perf_counter()
         if case.model == "bert":

@@ -22,8 +22,8 @@ _LARGE = 31 << 20  # bytes; glibc learns from blocks below 32 MiB alone
 def _keep_memory() -> None:
     """Let the process keep memory between steps: a large block, freed at once, raises what glibc's heap may hold free.
 
-    Else the top of the heap goes back to the system after a step and is fetched again, page by page, in the next: a
-    third of a vision transformer's time. At most 62 MiB stay; other C libraries do not notice.
+    Else the top of the heap goes back to the system after a step and is fetched again, page by page, in the next. At
+    most 62 MiB stay; other C libraries do not notice.
     """
     np.empty(_LARGE, np.uint8)
 

@@ -132,6 +132,8 @@ def test_encoders_of_padded_texts(kind: str, padding: int, tmp_path: Path) -> No
     check(model, ids, tmp_path / "net.safetensors", flips=3)
     network = fb.deploy.load(tmp_path / "net.safetensors")
     assert network.inputs[0].shape == (None, None)
+    small = fb.deploy.save(model, ids, tmp_path / "small.safetensors", rest="float16", real_weights="int8")
+    assert small.payload_bytes < frostbit_runtime.read(tmp_path / "net.safetensors").nbytes
     longer = torch.cat([ids, torch.full((len(ids), 3), padding)], 1)
     assert np.array_equal(network(longer.numpy()), network(ids.numpy()))
     with torch.no_grad(), fb.hardened(model):

@@ -20,11 +20,11 @@ def add(low: Lowering, x: Any, y: Any, alpha: float = 1) -> Value:
     """``x + alpha · y``."""
     y = _times(low, y, alpha)
     if isinstance(x, Value) and isinstance(y, Value):
-        return low.emit("add", [x, y], kind=_both(x, y))
+        return low.emit("add", [x, y], kind=_kind_of(x, y))
     return _with_constant(low, "add", *_value_first(x, y), torch.add)
 
 
-def _both(x: Value, y: Value) -> Kind:
+def _kind_of(x: Value, y: Value) -> Kind:
     return "index" if x.kind == y.kind == "index" else "real"
 
 
@@ -52,7 +52,7 @@ def neg(low: Lowering, x: Any) -> Value:
 def mul(low: Lowering, x: Any, y: Any) -> Value:
     """``x · y``."""
     if isinstance(x, Value) and isinstance(y, Value):
-        return low.emit("mul", [x, y], kind=_both(x, y))
+        return low.emit("mul", [x, y], kind=_kind_of(x, y))
     return _with_constant(low, "mul", *_value_first(x, y), torch.mul)
 
 
